@@ -1,0 +1,1 @@
+//! KVM: the VM, its memslots, interrupt routes and vCPUs

@@ -1,0 +1,1 @@
+//! Messages of the control socket and the transport that carries them

@@ -1,0 +1,1 @@
+//! Kernel images, initramfs and firmware tables into guest RAM

@@ -1,0 +1,1 @@
+//! Platform devices: serial, i8042, CMOS RTC, ACPI registers, pvpanic, debug port

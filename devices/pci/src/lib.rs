@@ -1,0 +1,1 @@
+//! PCI: configuration space, ECAM, BAR windows, MSI-X, the host bridge

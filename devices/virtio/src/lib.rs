@@ -1,0 +1,1 @@
+//! Virtio models and the virtio-pci transport

@@ -1,0 +1,1 @@
+//! testudo-vmm: a container-optimised virtual machine monitor
