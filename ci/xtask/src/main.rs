@@ -1,0 +1,47 @@
+//! `cargo xtask …`: the one entry point for the workspace's chores. Each chore is a module with an
+//! `Args` struct (its flags) and a `run` function (what it does); this file only lists them.
+#![allow(
+    clippy::print_stdout,
+    clippy::indexing_slicing,
+    reason = "a developer tool: it talks to a terminal and sees no guest-controlled data"
+)]
+#![allow(unreachable_pub, missing_docs, reason = "a binary has no public API")]
+
+mod cache;
+mod debian;
+mod sh;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    about = "Chores of the Testudo workspace"
+)]
+struct Cli {
+    #[command(subcommand)]
+    chore: Chore,
+}
+
+#[derive(Subcommand)]
+enum Chore {
+    /// Print where a Debian package's files are, fetching and unpacking them (not installing) first.
+    Package(debian::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let done = match cli.chore {
+        Chore::Package(args) => debian::run(&args).map(|()| ExitCode::SUCCESS),
+    };
+    match done {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
