@@ -1,0 +1,508 @@
+//! The ranges of guest RAM and those who must be told of them.
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+
+use thiserror::Error;
+use vm_memory::mmap::{MmapRegionBuilder, MmapRegionError};
+use vm_memory::{
+    FileOffset, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap,
+    GuestRegionMmap,
+};
+
+use crate::backing::{Backing, HostMapping};
+use crate::{RamHandle, RamView};
+
+/// Guest RAM could not be had, added or removed.
+#[derive(Debug, Error)]
+pub enum RamError {
+    /// The host refused memory.
+    #[error("cannot {action} {} of guest RAM; free memory on the host or give the guest less", mib(*.size))]
+    Host {
+        /// What was tried, as a verb.
+        action: &'static str,
+        /// Bytes asked for.
+        size: u64,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
+    /// The size is not a multiple of the huge page size.
+    #[error("{} of guest RAM is not a multiple of the {} huge page; round the memory size up", mib(*.size), mib(*.page))]
+    PageSize {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes in a page.
+        page: u64,
+    },
+    /// The size does not fit this host's address space.
+    #[error("{} of guest RAM do not fit this host's address space", mib(*.size))]
+    TooLarge {
+        /// Bytes asked for.
+        size: u64,
+    },
+    /// The range collides with RAM that is there, or is empty.
+    #[error("guest RAM at {gpa:#x} (+{size:#x}) collides with RAM already there")]
+    Overlap {
+        /// First guest-physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+    },
+    /// No range of guest RAM begins there.
+    #[error("no range of guest RAM begins at {gpa:#x}")]
+    Absent {
+        /// The guest-physical address named.
+        gpa: u64,
+    },
+    /// A listener refused the change; those told before it were told to take it back.
+    #[error("guest RAM at {gpa:#x} (+{size:#x}) was refused by {listener}")]
+    Refused {
+        /// First guest-physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+        /// Who refused.
+        listener: &'static str,
+        /// Why.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The view could not be made.
+    #[error("cannot make a view of guest RAM at {gpa:#x} (+{size:#x})")]
+    View {
+        /// First guest-physical address.
+        gpa: u64,
+        /// Bytes.
+        size: u64,
+        /// Why.
+        #[source]
+        source: MmapRegionError,
+    },
+}
+
+fn mib(bytes: u64) -> String {
+    if bytes.is_multiple_of(1 << 20) {
+        format!("{} MiB", bytes >> 20)
+    } else {
+        format!("{bytes} bytes")
+    }
+}
+
+/// One contiguous range of guest RAM.
+#[derive(Debug, Clone)]
+pub struct RamRange {
+    /// First guest-physical address, a multiple of 4 KiB.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub size: u64,
+    /// Address in this process.
+    pub host: usize,
+    /// The memfd behind it, from its beginning, when the memory is shared.
+    pub file: Option<Arc<File>>,
+}
+
+/// Somebody who keeps a second account of guest RAM: KVM's memslots, an IOMMU, vhost.
+pub trait RamListener: Send {
+    /// Names the listener in errors.
+    fn name(&self) -> &'static str;
+    /// A range was added. On error it must be as if it had never been told.
+    fn added(&mut self, range: &RamRange) -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+    /// A range is about to go. On error it must be as if it had never been told.
+    fn removed(&mut self, range: &RamRange)
+    -> Result<(), Box<dyn std::error::Error + Send + Sync>>;
+}
+
+struct Range {
+    range: RamRange,
+    mapping: HostMapping,
+}
+
+/// The guest's RAM: owned by the control thread, seen by others through views.
+pub struct GuestRam {
+    handle: RamHandle,
+    ranges: Vec<Range>,
+    listeners: Vec<Box<dyn RamListener>>,
+}
+
+impl Default for GuestRam {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl GuestRam {
+    /// No RAM and no listeners yet.
+    pub fn new() -> Self {
+        Self {
+            handle: GuestMemoryAtomic::new(GuestMemoryMmap::default()),
+            ranges: Vec::new(),
+            listeners: Vec::new(),
+        }
+    }
+
+    /// Registers `listener` and tells it of the ranges that are there.
+    pub fn listen(&mut self, mut listener: Box<dyn RamListener>) -> Result<(), RamError> {
+        for (told, entry) in self.ranges.iter().enumerate() {
+            if let Err(source) = listener.added(&entry.range) {
+                for back in self.ranges.iter().take(told).rev() {
+                    take_back(listener.as_mut(), &back.range);
+                }
+                return Err(refused(listener.as_ref(), &entry.range, source));
+            }
+        }
+        self.listeners.push(listener);
+        Ok(())
+    }
+
+    /// Adds `size` bytes at `gpa`: maps them, tells every listener in order, then publishes a view
+    /// that has them. On error nothing changed.
+    pub fn add(&mut self, gpa: u64, size: u64, backing: &Backing) -> Result<(), RamError> {
+        let end = gpa.checked_add(size).filter(|_| size > 0);
+        let free = end.is_some_and(|end| {
+            self.ranges
+                .iter()
+                .all(|r| end <= r.range.gpa || r.range.gpa.saturating_add(r.range.size) <= gpa)
+        });
+        if !free {
+            return Err(RamError::Overlap { gpa, size });
+        }
+        let mapping = HostMapping::new(size, backing)?;
+        if let Some(prefault) = backing.prefault {
+            mapping
+                .prefault(prefault)
+                .map_err(|source| RamError::Host {
+                    action: "prefault",
+                    size,
+                    source,
+                })?;
+        }
+        let range = RamRange {
+            gpa,
+            size,
+            host: mapping.addr,
+            file: mapping.file.clone(),
+        };
+        let region = region(&range)?;
+        let view = RamView::clone(&self.handle.memory())
+            .insert_region(Arc::new(region))
+            .map_err(|_| RamError::Overlap { gpa, size })?;
+        for told in 0..self.listeners.len() {
+            let (before, rest) = self.listeners.split_at_mut(told);
+            let Some(listener) = rest.first_mut() else {
+                break;
+            };
+            if let Err(source) = listener.added(&range) {
+                let error = refused(listener.as_ref(), &range, source);
+                before
+                    .iter_mut()
+                    .rev()
+                    .for_each(|l| take_back(l.as_mut(), &range));
+                return Err(error);
+            }
+        }
+        self.publish(view);
+        self.ranges.push(Range { range, mapping });
+        Ok(())
+    }
+
+    /// Removes the range that begins at `gpa`: publishes a view without it, tells every listener
+    /// in reverse order, then gives the pages back. A listener that refuses leaves the range in
+    /// place.
+    pub fn remove(&mut self, gpa: u64) -> Result<(), RamError> {
+        let at = self
+            .ranges
+            .iter()
+            .position(|r| r.range.gpa == gpa)
+            .ok_or(RamError::Absent { gpa })?;
+        let entry = self.ranges.remove(at);
+        let with = RamView::clone(&self.handle.memory());
+        let (without, _) = with
+            .remove_region(GuestAddress(gpa), entry.range.size)
+            .map_err(|_| RamError::Absent { gpa })?;
+        self.publish(without);
+        for told in (0..self.listeners.len()).rev() {
+            let Some((listener, later)) = self
+                .listeners
+                .get_mut(told..)
+                .and_then(<[_]>::split_first_mut)
+            else {
+                break;
+            };
+            if let Err(source) = listener.removed(&entry.range) {
+                let error = refused(listener.as_ref(), &entry.range, source);
+                for told_before in later {
+                    if let Err(again) = told_before.added(&entry.range) {
+                        log::error!("{}: RAM at {gpa:#x} is lost: {again}", told_before.name());
+                    }
+                }
+                self.publish(with);
+                self.ranges.push(entry);
+                return Err(error);
+            }
+        }
+        entry.mapping.discard().map_err(|source| RamError::Host {
+            action: "give back",
+            size: entry.range.size,
+            source,
+        })
+    }
+
+    /// A snapshot of the RAM as it is now.
+    pub fn view(&self) -> RamView {
+        RamView::clone(&self.handle.memory())
+    }
+
+    /// A handle from which devices take views.
+    pub fn handle(&self) -> RamHandle {
+        self.handle.clone()
+    }
+
+    /// The ranges, in the order they were added.
+    pub fn ranges(&self) -> impl Iterator<Item = &RamRange> {
+        self.ranges.iter().map(|r| &r.range)
+    }
+
+    /// Bytes in all ranges.
+    pub fn size(&self) -> u64 {
+        self.ranges().fold(0, |sum, r| sum.saturating_add(r.size))
+    }
+
+    fn publish(&self, view: RamView) {
+        match self.handle.lock() {
+            Ok(guard) => guard.replace(view),
+            Err(poisoned) => poisoned.into_inner().replace(view),
+        }
+    }
+}
+
+fn take_back(listener: &mut dyn RamListener, range: &RamRange) {
+    if let Err(error) = listener.removed(range) {
+        log::error!(
+            "{}: cannot take back RAM at {:#x}: {error}",
+            listener.name(),
+            range.gpa
+        );
+    }
+}
+
+fn refused(
+    listener: &dyn RamListener,
+    range: &RamRange,
+    source: Box<dyn std::error::Error + Send + Sync>,
+) -> RamError {
+    RamError::Refused {
+        gpa: range.gpa,
+        size: range.size,
+        listener: listener.name(),
+        source,
+    }
+}
+
+#[expect(unsafe_code, reason = "hands a mapping to vm-memory")]
+fn region(range: &RamRange) -> Result<GuestRegionMmap, RamError> {
+    let (gpa, size) = (range.gpa, range.size);
+    let len = usize::try_from(size).map_err(|_| RamError::TooLarge { size })?;
+    let host: *mut u8 = std::ptr::with_exposed_provenance_mut(range.host);
+    let mut builder = MmapRegionBuilder::new(len)
+        .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+        .with_mmap_flags(if range.file.is_some() {
+            libc::MAP_SHARED
+        } else {
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS
+        });
+    if let Some(file) = &range.file {
+        builder = builder.with_file_offset(FileOffset::from_arc(Arc::clone(file), 0));
+    }
+    // SAFETY: the mapping is `len` bytes of readable, writable memory that stays mapped for the
+    // life of the process (see `backing`).
+    let region = unsafe { builder.with_raw_mmap_pointer(host) }
+        .build()
+        .map_err(|source| RamError::View { gpa, size, source })?;
+    GuestRegionMmap::new(region, GuestAddress(gpa)).ok_or(RamError::Overlap { gpa, size })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+    use std::sync::Mutex;
+
+    use vm_memory::{Bytes, GuestMemoryBackend};
+
+    use super::*;
+    use crate::{HugePages, Prefault, Share};
+
+    const MIB: u64 = 1 << 20;
+
+    type Log = Arc<Mutex<Vec<String>>>;
+
+    struct Listener {
+        name: &'static str,
+        log: Log,
+        refuse_add: Option<u64>,
+        refuse_remove: bool,
+    }
+
+    impl Listener {
+        fn new(name: &'static str, log: &Log) -> Self {
+            let log = Arc::clone(log);
+            Self {
+                name,
+                log,
+                refuse_add: None,
+                refuse_remove: false,
+            }
+        }
+    }
+
+    impl RamListener for Listener {
+        fn name(&self) -> &'static str {
+            self.name
+        }
+        fn added(
+            &mut self,
+            range: &RamRange,
+        ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            if self.refuse_add == Some(range.gpa) {
+                return Err("no".into());
+            }
+            self.log
+                .lock()
+                .unwrap()
+                .push(format!("{}+{:x}", self.name, range.gpa));
+            Ok(())
+        }
+        fn removed(
+            &mut self,
+            range: &RamRange,
+        ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+            if self.refuse_remove {
+                return Err("no".into());
+            }
+            self.log
+                .lock()
+                .unwrap()
+                .push(format!("{}-{:x}", self.name, range.gpa));
+            Ok(())
+        }
+    }
+
+    fn take(log: &Log) -> String {
+        std::mem::take(&mut *log.lock().unwrap()).join(" ")
+    }
+
+    #[test]
+    fn listeners_hear_in_order_and_in_reverse() {
+        let log = Log::default();
+        let mut ram = GuestRam::new();
+        ram.add(0, 2 * MIB, &Backing::default()).unwrap();
+        ram.listen(Box::new(Listener::new("a", &log))).unwrap();
+        ram.listen(Box::new(Listener::new("b", &log))).unwrap();
+        assert_eq!(take(&log), "a+0 b+0");
+        ram.add(4 * MIB, 2 * MIB, &Backing::default()).unwrap();
+        assert_eq!(take(&log), "a+400000 b+400000");
+        ram.remove(0).unwrap();
+        assert_eq!(take(&log), "b-0 a-0");
+        assert_eq!(ram.size(), 2 * MIB);
+        assert_eq!(ram.view().num_regions(), 1);
+        assert!(matches!(ram.remove(0), Err(RamError::Absent { gpa: 0 })));
+    }
+
+    #[test]
+    fn a_refused_add_is_taken_back() {
+        let log = Log::default();
+        let mut ram = GuestRam::new();
+        ram.listen(Box::new(Listener::new("a", &log))).unwrap();
+        let b = Listener {
+            refuse_add: Some(0),
+            ..Listener::new("b", &log)
+        };
+        ram.listen(Box::new(b)).unwrap();
+        let error = ram.add(0, 2 * MIB, &Backing::default()).unwrap_err();
+        assert!(
+            matches!(error, RamError::Refused { listener: "b", .. }),
+            "{error}"
+        );
+        assert_eq!(take(&log), "a+0 a-0");
+        assert_eq!(ram.size(), 0);
+        assert_eq!(ram.view().num_regions(), 0);
+    }
+
+    #[test]
+    fn a_refused_remove_leaves_the_range() {
+        let log = Log::default();
+        let mut ram = GuestRam::new();
+        let a = Listener {
+            refuse_remove: true,
+            ..Listener::new("a", &log)
+        };
+        ram.listen(Box::new(a)).unwrap();
+        ram.listen(Box::new(Listener::new("b", &log))).unwrap();
+        ram.add(0, 2 * MIB, &Backing::default()).unwrap();
+        ram.view().write_obj(7u32, GuestAddress(16)).unwrap();
+        ram.remove(0).unwrap_err();
+        assert_eq!(take(&log), "a+0 b+0 b-0 b+0");
+        assert_eq!(ram.view().read_obj::<u32>(GuestAddress(16)).unwrap(), 7);
+    }
+
+    #[test]
+    fn overlap_and_emptiness_are_refused() {
+        let mut ram = GuestRam::new();
+        ram.add(2 * MIB, 2 * MIB, &Backing::default()).unwrap();
+        for (gpa, size) in [(MIB, 2 * MIB), (3 * MIB, MIB), (8 * MIB, 0), (u64::MAX, 2)] {
+            let error = ram.add(gpa, size, &Backing::default()).unwrap_err();
+            assert!(
+                matches!(error, RamError::Overlap { .. }),
+                "{gpa:#x}+{size:#x}: {error}"
+            );
+        }
+    }
+
+    #[test]
+    fn shared_ram_is_visible_through_its_file_and_sealed() {
+        let backing = Backing {
+            share: Share::Shared,
+            prefault: Some(Prefault {
+                threads: NonZeroUsize::new(3).unwrap(),
+            }),
+            ..Backing::default()
+        };
+        let mut ram = GuestRam::new();
+        ram.add(0, 16 * MIB, &backing).unwrap();
+        ram.view()
+            .write_obj(0x5a5a_u16, GuestAddress(4096))
+            .unwrap();
+        let file = ram.ranges().next().unwrap().file.clone().unwrap();
+        let mut word = [0; 2];
+        std::os::unix::fs::FileExt::read_exact_at(&*file, &mut word, 4096).unwrap();
+        assert_eq!(word, [0x5a; 2]);
+        assert!(file.set_len(0).is_err(), "a peer may not shrink guest RAM");
+    }
+
+    #[test]
+    fn mappings_suit_huge_pages_and_sizes_must_too() {
+        let mut ram = GuestRam::new();
+        ram.add(0, 3 * MIB, &Backing::default()).unwrap();
+        assert!(ram.ranges().next().unwrap().host.is_multiple_of(2 << 20));
+        let huge = Backing {
+            huge: HugePages::Huge1G,
+            ..Backing::default()
+        };
+        let error = ram.add(1 << 30, 3 * MIB, &huge).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "3 MiB of guest RAM is not a multiple of the 1024 MiB huge page; round the memory size up"
+        );
+    }
+
+    #[test]
+    fn a_view_taken_before_a_removal_stays_safe_to_use() {
+        let mut ram = GuestRam::new();
+        ram.add(0, 2 * MIB, &Backing::default()).unwrap();
+        let stale = ram.view();
+        stale.write_obj(1u8, GuestAddress(0)).unwrap();
+        ram.remove(0).unwrap();
+        assert_eq!(stale.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+    }
+}
