@@ -1,1 +1,15 @@
-//! Messages of the control socket and the transport that carries them
+//! The control protocol of `testudo-vmm`: its messages and the socket that carries them.
+//!
+//! A client connects to a `SOCK_SEQPACKET` Unix socket. Each packet is one JSON message, and file
+//! descriptors ride along by `SCM_RIGHTS`. A client sends [`Request`]s and gets one [`Reply`] for
+//! each, in the order in which they are finished; once it has asked for events it also gets
+//! [`Event`]s in between. Requests are idempotent: pausing a paused VM succeeds.
+
+pub mod control;
+pub mod socket;
+
+pub use control::{
+    Counters, CpuState, Ended, Event, Failure, FailureKind, Info, MessageError, Outcome, Phase,
+    Reply, Request, ServerMessage, Verb,
+};
+pub use socket::{BindError, ConnectError, Connection, Listener, MAX_FDS, MAX_MESSAGE, Received};
