@@ -39,11 +39,11 @@ impl Cache {
             .or_else(|| var("XDG_CACHE_HOME").map(|d| d.join("testudo")))
             .or_else(|| var("HOME").map(|d| d.join(".cache/testudo")))
             .context("no place for the cache: set TESTUDO_CACHE or HOME")?;
-        Cache::at(root)
+        Cache::at(&root)
     }
 
     /// A cache in this folder, made if missing.
-    pub fn at(root: PathBuf) -> Result<Cache> {
+    pub fn at(root: &Path) -> Result<Cache> {
         for dir in [".building", ".locks"] {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
@@ -165,7 +165,7 @@ mod tests {
 
     fn cache() -> (tempfile::TempDir, Cache) {
         let dir = tempfile::tempdir().unwrap();
-        let cache = Cache::at(dir.path().join("cache")).unwrap();
+        let cache = Cache::at(&dir.path().join("cache")).unwrap();
         (dir, cache)
     }
 

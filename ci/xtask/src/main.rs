@@ -9,7 +9,10 @@
 
 mod cache;
 mod debian;
+mod guest;
+mod lab;
 mod sh;
+mod workspace;
 
 use std::process::ExitCode;
 
@@ -28,6 +31,9 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
+    /// Build or fetch what a guest boots: kernels, the test initramfs.
+    Guest(guest::Args),
+    Lab(lab::Args),
     /// Print where a Debian package's files are, fetching and unpacking them (not installing) first.
     Package(debian::Args),
 }
@@ -35,6 +41,8 @@ enum Chore {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.chore {
+        Chore::Guest(args) => guest::run(&args).map(|()| ExitCode::SUCCESS),
+        Chore::Lab(args) => lab::run(args),
         Chore::Package(args) => debian::run(&args).map(|()| ExitCode::SUCCESS),
     };
     match done {

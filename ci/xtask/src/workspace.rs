@@ -1,0 +1,73 @@
+//! Places in the checkout, and building its packages for the lab and for guests.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::sh;
+
+/// Everything that is run outside the build: static, so that it also runs in a bare guest. Named
+/// explicitly, so that build scripts stay as they are.
+pub const TARGET: &str = "x86_64-unknown-linux-gnu";
+const STATIC: &str =
+    r#"target.x86_64-unknown-linux-gnu.rustflags=["-Ctarget-feature=+crt-static"]"#;
+
+/// The checkout this tool was built from.
+pub fn root() -> Result<PathBuf> {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let root = here
+        .ancestors()
+        .nth(2)
+        .context("xtask is not in ci/xtask")?;
+    root.canonicalize()
+        .with_context(|| format!("{} is gone: build xtask anew", root.display()))
+}
+
+/// The cargo that runs us.
+pub fn cargo() -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // What `cargo run` sets for us is not meant for the cargo we start.
+    for (name, _) in std::env::vars_os() {
+        let ours = name
+            .to_str()
+            .is_some_and(|n| n.starts_with("CARGO_PKG_") || n.starts_with("CARGO_MANIFEST_"));
+        if ours {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// Builds a binary, statically linked; returns its path.
+pub fn static_binary(package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
+    let root = root()?;
+    let mut command = cargo();
+    command
+        .current_dir(&root)
+        .args(["build", "--quiet", "--config", STATIC]);
+    command.args([
+        "--target",
+        TARGET,
+        "--profile",
+        profile,
+        "--package",
+        package,
+        "--bin",
+        binary,
+    ]);
+    sh::live(&mut command)?;
+    let profile_dir = if profile == "dev" { "debug" } else { profile };
+    Ok(target_dir(&root)
+        .join(TARGET)
+        .join(profile_dir)
+        .join(binary))
+}
+
+/// Where cargo puts what it builds.
+pub fn target_dir(root: &Path) -> PathBuf {
+    match std::env::var_os("CARGO_TARGET_DIR") {
+        Some(dir) => root.join(dir),
+        None => root.join("target"),
+    }
+}
