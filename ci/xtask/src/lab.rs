@@ -196,16 +196,7 @@ fn prepare_kernel(debian: &debian::Kernel, dir: &Path) -> Result<()> {
             .arg(&debian.modules)
             .arg(&modules),
     )?;
-    let depmod = || {
-        sh::quiet(
-            Command::new("depmod")
-                .arg("-b")
-                .arg(dir)
-                .arg(&debian.release)
-                .env("PATH", sbin_path()),
-        )
-    };
-    depmod()?;
+    depmod(dir, &debian.release)?;
     let usual = testudo_lab::load_order(&modules, MODULES)?;
     let packed: Vec<PathBuf> = usual
         .iter()
@@ -214,9 +205,16 @@ fn prepare_kernel(debian: &debian::Kernel, dir: &Path) -> Result<()> {
         .collect();
     if !packed.is_empty() {
         sh::quiet(Command::new("xz").arg("-d").args(&packed))?;
-        depmod()?;
+        depmod(dir, &debian.release)?;
     }
     Ok(())
+}
+
+/// Makes the index of the modules in `base/lib/modules/<release>`.
+pub fn depmod(base: &Path, release: &str) -> Result<()> {
+    let mut command = Command::new("depmod");
+    command.arg("-b").arg(base).arg(release);
+    sh::quiet(command.env("PATH", sbin_path()))
 }
 
 /// depmod is in a folder that users often have not in their PATH.
@@ -229,7 +227,7 @@ fn sbin_path() -> String {
 
 /// The compressed kernel inside a bzImage, without the length that follows it (the x86 boot
 /// protocol, `Documentation/arch/x86/boot.rst`: setup_sects, payload_offset, payload_length).
-fn bzimage_payload(image: &[u8]) -> Option<&[u8]> {
+pub fn bzimage_payload(image: &[u8]) -> Option<&[u8]> {
     let word = |at: usize| {
         let bytes = image.get(at..at + 4)?;
         usize::try_from(u32::from_le_bytes(bytes.try_into().ok()?)).ok()

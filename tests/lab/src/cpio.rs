@@ -10,29 +10,34 @@ const S_IFCHR: u32 = 0o020_000;
 const TRAILER: &str = "TRAILER!!!";
 
 /// Writes entries one after another; the kernel wants a folder before what is in it.
-pub(crate) struct Cpio<W> {
+pub struct Cpio<W> {
     to: W,
     inode: u32,
 }
 
 impl<W: Write> Cpio<W> {
-    pub(crate) fn new(to: W) -> Cpio<W> {
+    /// An archive written to `to` as it grows.
+    pub fn new(to: W) -> Cpio<W> {
         Cpio { to, inode: 0 }
     }
 
-    pub(crate) fn dir(&mut self, path: &str) -> io::Result<()> {
+    /// A folder, mode 0755.
+    pub fn dir(&mut self, path: &str) -> io::Result<()> {
         self.entry(path, S_IFDIR | 0o755, (0, 0), &[])
     }
 
-    pub(crate) fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> io::Result<()> {
+    /// A regular file with these permission bits.
+    pub fn file(&mut self, path: &str, mode: u32, data: &[u8]) -> io::Result<()> {
         self.entry(path, S_IFREG | mode, (0, 0), data)
     }
 
-    pub(crate) fn char_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
+    /// A character device, mode 0600.
+    pub fn char_device(&mut self, path: &str, major: u32, minor: u32) -> io::Result<()> {
         self.entry(path, S_IFCHR | 0o600, (major, minor), &[])
     }
 
-    pub(crate) fn finish(mut self) -> io::Result<W> {
+    /// Ends the archive; without it the kernel calls it cut off.
+    pub fn finish(mut self) -> io::Result<W> {
         self.entry(TRAILER, 0, (0, 0), &[])?;
         Ok(self.to)
     }

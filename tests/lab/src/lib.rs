@@ -14,7 +14,7 @@
     reason = "test equipment: it sees no guest-controlled data"
 )]
 
-mod cpio;
+pub mod cpio;
 mod initramfs;
 mod modules;
 mod qemu;

@@ -42,7 +42,9 @@ pub(crate) fn print(console: &mut Console) {
     pci(console);
     interrupts(console);
     if let Ok(tables) = fs::read_dir("/sys/firmware/acpi/tables") {
-        console.fact("acpi_tables", names(tables).join(" "));
+        let mut tables = names(tables);
+        tables.retain(|name| name != "data" && name != "dynamic");
+        console.fact("acpi_tables", tables.join(" "));
     }
 }
 

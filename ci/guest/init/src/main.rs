@@ -13,6 +13,7 @@ mod console;
 mod end;
 mod facts;
 mod kmsg;
+mod modules;
 mod netlink;
 mod orders;
 mod port;
@@ -70,6 +71,10 @@ fn carry_out(console: &mut Console, order: &Order) -> io::Result<()> {
         Order::Dmesg(level) => {
             let records = kmsg::print(console, *level)?;
             console.fact("dmesg.records", records);
+        }
+        Order::Modules => {
+            let loaded = modules::load()?;
+            console.fact("modules.loaded", loaded);
         }
         Order::Msr => checks::msrs(console)?,
         Order::PerCpu => checks::per_cpu(console)?,

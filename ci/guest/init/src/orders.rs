@@ -29,6 +29,8 @@ pub(crate) enum Order {
     Facts,
     /// `dmesg[=LEVEL]`: the kernel log, records of that level (0..=7) and worse.
     Dmesg(u8),
+    /// `modules`: loads `/modules/<release>/NN-name.ko` in order; nothing for a kernel that needs none.
+    Modules,
     /// `msr`: MTRR and PAT registers of every CPU, when the kernel has its msr driver.
     Msr,
     /// `percpu`: runs on each online CPU in turn and says so.
@@ -88,6 +90,7 @@ impl Order {
                 None => Some(Order::Dmesg(7)),
                 Some(v) => v.parse().ok().filter(|l| *l <= 7).map(Order::Dmesg),
             },
+            "modules" => plain(Order::Modules),
             "msr" => plain(Order::Msr),
             "percpu" => plain(Order::PerCpu),
             "touch" => value?.parse().ok().map(Order::Touch),
@@ -181,12 +184,12 @@ mod tests {
 
     #[test]
     fn every_verb_is_reached_by_its_name() {
-        let line = "testudo.do=facts,dmesg,dmesg=4,msr,percpu,touch=16,rng,entropy,serial-flood=1,echo,\
+        let line = "testudo.do=facts,dmesg,dmesg=4,modules,msr,percpu,touch=16,rng,entropy,serial-flood=1,echo,\
                     time,say=hi,sleep=5,sleep-forever,hang,port80=0x41,port80=7,wait-button,poweroff,\
                     reboot,reboot=acpi,reboot=kbd,reboot=triple,reboot=pci,triple-fault,panic,exit";
         let line = line.replace(char::is_whitespace, "");
         let all = parsed(&line);
-        assert_eq!(all.len(), 27);
+        assert_eq!(all.len(), 28);
         assert!(
             !all.iter().any(|o| matches!(o, Order::Unknown(_))),
             "{all:?}"

@@ -1,0 +1,128 @@
+//! `cargo xtask guest …`: what VM tests and demos boot. Our kernel, Debian's stock cloud kernel in
+//! both of its forms, and the initramfs of `ci/guest/init`. Each is built once and then found in the
+//! [`Cache`]; what is printed on stdout are `name path` lines, for people and for scripts.
+
+mod initramfs;
+mod kernel;
+mod lz4;
+mod stock;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::cache::Cache;
+
+/// `cargo xtask guest`
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(clap::Subcommand)]
+enum What {
+    /// Build our guest kernel (ci/guest/kernel-6.1.config) and print where it is.
+    Kernel,
+    /// Fetch Debian's cloud kernel, unpack its vmlinux, and print where both are.
+    Stock,
+    /// Build the test initramfs and print where it is.
+    Initramfs {
+        /// Leave out the modules that Debian's kernel needs: ours has them built in.
+        #[arg(long, conflicts_with = "pad")]
+        bare: bool,
+        /// Bare, then filled up to this size with data that does not compress: 2M, 512K.
+        #[arg(long, value_parser = size)]
+        pad: Option<u64>,
+    },
+}
+
+pub fn run(args: &Args) -> Result<()> {
+    let cache = Cache::open()?;
+    match args.what {
+        What::Kernel => print(&kernel(&cache)?),
+        What::Stock => print(&stock(&cache)?),
+        What::Initramfs { bare, pad } => {
+            let contents = match (bare, pad) {
+                (_, Some(size)) => Contents::Padded(size),
+                (true, None) => Contents::Bare,
+                (false, None) => Contents::Modules,
+            };
+            println!("initramfs {}", initramfs(&cache, contents)?.display());
+        }
+    }
+    Ok(())
+}
+
+fn print(kernel: &Images) {
+    println!("bzimage {}", kernel.bzimage.display());
+    println!("vmlinux {}", kernel.vmlinux.display());
+}
+
+/// One kernel in the two forms a VMM may load.
+pub struct Images {
+    /// The compressed image with the Linux boot header.
+    pub bzimage: PathBuf,
+    /// The ELF file with the PVH note, without symbols.
+    pub vmlinux: PathBuf,
+}
+
+/// Our guest kernel, built if it is not in the cache. Minutes the first time.
+pub fn kernel(cache: &Cache) -> Result<Images> {
+    kernel::build(cache)
+}
+
+/// Debian's kernel for clouds, as the distribution ships it.
+pub fn stock(cache: &Cache) -> Result<Images> {
+    stock::fetch(cache)
+}
+
+/// What is in an initramfs besides the init.
+#[derive(Debug, Clone, Copy)]
+pub enum Contents {
+    /// Nothing.
+    Bare,
+    /// The modules of Debian's cloud kernel that a VM test needs, for its order `modules`.
+    Modules,
+    /// Incompressible padding up to this many bytes in all, for measurements.
+    Padded(u64),
+}
+
+/// The test initramfs: an uncompressed cpio archive.
+pub fn initramfs(cache: &Cache, contents: Contents) -> Result<PathBuf> {
+    initramfs::build(cache, contents)
+}
+
+/// `2M`, `512K`, `1G` or a number of bytes.
+fn size(text: &str) -> Result<u64, String> {
+    let units = [('K', 1 << 10), ('M', 1 << 20), ('G', 1 << 30)];
+    let (digits, unit) = units
+        .iter()
+        .find_map(|(letter, unit)| Some((text.strip_suffix(*letter)?, *unit)))
+        .unwrap_or((text, 1));
+    let number: Option<u64> = digits.parse().ok();
+    number
+        .and_then(|n| n.checked_mul(unit))
+        .ok_or_else(|| format!("{text} is no size: give bytes, or a number with K, M or G"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_have_binary_units() {
+        assert_eq!(size("2M"), Ok(2 << 20));
+        assert_eq!(size("100"), Ok(100));
+        for bad in [
+            "",
+            "M",
+            "-1",
+            "2 M",
+            "99999999999999999999G",
+            "18446744073709551615K",
+        ] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+    }
+}
