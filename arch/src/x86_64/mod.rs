@@ -1,0 +1,21 @@
+//! x86_64: a PC without firmware. The VMM enters the kernel directly and hands it ACPI tables of
+//! the hardware-reduced kind (ACPI 6.5 §4.1).
+
+pub mod acpi;
+pub mod boot_params;
+pub mod boot_state;
+pub mod cpuid;
+mod gdt;
+//CFG
+//HOST
+pub mod layout;
+pub mod mtrr;
+mod paging;
+pub mod topology;
+
+pub use boot_params::{E820Entry, E820Kind};
+pub use boot_state::{BootState, VcpuState};
+pub use cpuid::{CpuidEntry, CpuidRequest};
+pub use layout::{MapError, MapRequest, MemoryMap};
+pub use mtrr::{MemoryType, MtrrError, MtrrPlan};
+pub use topology::{Topology, TopologyError};
