@@ -183,7 +183,7 @@ pub fn as_root(program: &str) -> Result<Command> {
         return Ok(command);
     }
     bail!(
-        "{program} needs root, which this user has not: run `sudo make setup` once, then try again"
+        "{program} needs root, and there is no sudo without a password: run it as root, then start again"
     )
 }
 

@@ -11,7 +11,10 @@ mod cache;
 mod debian;
 mod guest;
 mod lab;
+mod setup;
 mod sh;
+mod size;
+mod test;
 mod workspace;
 
 use std::process::ExitCode;
@@ -36,6 +39,11 @@ enum Chore {
     Lab(lab::Args),
     /// Print where a Debian package's files are, fetching and unpacking them (not installing) first.
     Package(debian::Args),
+    /// Install the Debian packages that the chores need and that are missing.
+    Setup(setup::Args),
+    /// Build the release binaries and print how big they are.
+    Size,
+    Test(test::Args),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +52,9 @@ fn main() -> ExitCode {
         Chore::Guest(args) => guest::run(&args).map(|()| ExitCode::SUCCESS),
         Chore::Lab(args) => lab::run(args),
         Chore::Package(args) => debian::run(&args).map(|()| ExitCode::SUCCESS),
+        Chore::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
+        Chore::Size => size::run().map(|()| ExitCode::SUCCESS),
+        Chore::Test(args) => test::run(&args),
     };
     match done {
         Ok(code) => code,

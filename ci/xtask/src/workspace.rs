@@ -71,3 +71,80 @@ pub fn target_dir(root: &Path) -> PathBuf {
         None => root.join("target"),
     }
 }
+
+/// A binary of the workspace.
+pub struct Binary {
+    pub package: String,
+    pub name: String,
+    /// The package's folder, relative to the checkout.
+    pub folder: PathBuf,
+}
+
+/// All binaries of all members.
+pub fn binaries() -> Result<Vec<Binary>> {
+    let root = root()?;
+    let mut command = cargo();
+    command
+        .current_dir(&root)
+        .args(["metadata", "--no-deps", "--format-version=1"]);
+    let metadata: Metadata =
+        serde_json::from_str(&sh::read(&mut command)?).context("cargo metadata makes no sense")?;
+    Ok(listed(&root, &metadata))
+}
+
+fn listed(root: &Path, metadata: &Metadata) -> Vec<Binary> {
+    let mut binaries = Vec::new();
+    for package in &metadata.packages {
+        let folder = package
+            .manifest_path
+            .parent()
+            .and_then(|p| p.strip_prefix(root).ok());
+        for target in package
+            .targets
+            .iter()
+            .filter(|t| t.kind.iter().any(|k| k == "bin"))
+        {
+            binaries.push(Binary {
+                package: package.name.clone(),
+                name: target.name.clone(),
+                folder: folder.unwrap_or(Path::new("")).to_owned(),
+            });
+        }
+    }
+    binaries
+}
+
+#[derive(serde::Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+}
+
+#[derive(serde::Deserialize)]
+struct Package {
+    name: String,
+    manifest_path: PathBuf,
+    targets: Vec<Target>,
+}
+
+#[derive(serde::Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binaries_are_listed_with_their_folders() {
+        let json = r#"{"packages": [{"name": "testudo-vmm", "manifest_path": "/w/vmm/Cargo.toml",
+            "targets": [{"name": "testudo_vmm", "kind": ["lib"]}, {"name": "testudo-vmm", "kind": ["bin"]}]}]}"#;
+        let binaries = listed(Path::new("/w"), &serde_json::from_str(json).unwrap());
+        assert_eq!(binaries.len(), 1);
+        assert_eq!(
+            (binaries[0].name.as_str(), binaries[0].folder.to_str()),
+            ("testudo-vmm", Some("vmm"))
+        );
+    }
+}

@@ -113,6 +113,10 @@ fn cmdline(spec: &LabSpec) -> String {
     if spec.iommu {
         line.push_str(" intel_iommu=on");
     }
+    if spec.icount {
+        // Address-space layout decides page-table and cache work: the same each time.
+        line.push_str(" norandmaps");
+    }
     if spec.hugepages > 0 {
         line.push_str(&format!(" hugepages={}", spec.hugepages));
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::io::Errno;
+use rustix::process::umask;
 use rustix::system::finit_module;
 
 /// Settings beyond the kernel's defaults.
@@ -49,7 +50,11 @@ pub(crate) fn configure(modules_dir: &Path) -> Result<()> {
     }
     // IFF_UP; the kernel gives a loopback its address when it comes up.
     fs::write("/sys/class/net/lo/flags", "0x1").context("cannot bring up lo")?;
-    device_nodes(&modules_dir.join("modules.devname"))
+    // The nodes' modes are meant as they are.
+    let usual = umask(Mode::empty());
+    device_nodes(&modules_dir.join("modules.devname"))?;
+    umask(usual);
+    Ok(())
 }
 
 /// Nodes whose opening loads their module (tun, fuse, vhost-net, loop-control …), as kmod's

@@ -1,0 +1,271 @@
+//! Tests of virtual machines. The runner `vm-tests` says which labs it needs (batches); each is
+//! booted once and runs its batch. What the runner is given:
+//!
+//! ```text
+//! vm-tests --list-batches                                    on this machine; a JSON line each: Batch
+//! vm-tests --batch NAME --junit FILE --kernels KIT.json [--filter TEXT]        in the lab
+//! ```
+//! KIT.json is a [`GuestKit`]. It prints `PASS name (secs)`, `FAIL name: why`, `SKIP name: why`,
+//! closes with `N passed, N failed, N skipped`, and its exit status is 0 if and only if none failed.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use testudo_lab::{Kit, LabError, LabSpec, Streams};
+
+use super::tally::Tally;
+use crate::cache::Cache;
+use crate::guest::Contents;
+use crate::lab::Out;
+use crate::{guest, lab, sh, workspace};
+
+/// The shape of a lab and the name of what runs in it.
+#[derive(Debug, PartialEq, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Batch {
+    batch: String,
+    #[serde(default = "one")]
+    cpus: u32,
+    #[serde(default = "two_gib")]
+    memory: String,
+    #[serde(default)]
+    icount: bool,
+    #[serde(default)]
+    iommu: bool,
+    #[serde(default)]
+    hugepages: u64,
+    #[serde(default)]
+    devices: Vec<String>,
+    #[serde(default)]
+    modules: Vec<String>,
+    /// Seconds.
+    #[serde(default = "half_an_hour")]
+    timeout: u64,
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn two_gib() -> String {
+    "2G".to_owned()
+}
+
+fn half_an_hour() -> u64 {
+    1800
+}
+
+/// What guests are made of: paths, the same in the lab as here.
+#[derive(Serialize)]
+struct GuestKit {
+    /// testudo-vmm, static, profile `lab`.
+    vmm: PathBuf,
+    /// Our kernel.
+    own: KernelForms,
+    /// Debian's cloud kernel.
+    stock: KernelForms,
+    /// Our init, with the modules that the stock kernel needs.
+    initramfs: PathBuf,
+    /// Our init and nothing else, for our kernel.
+    initramfs_bare: PathBuf,
+    /// The same, padded to 2 MiB, for measurements.
+    initramfs_2m: PathBuf,
+}
+
+#[derive(Serialize)]
+struct KernelForms {
+    bzimage: PathBuf,
+    vmlinux: PathBuf,
+}
+
+impl From<guest::Images> for KernelForms {
+    fn from(images: guest::Images) -> KernelForms {
+        KernelForms {
+            bzimage: images.bzimage,
+            vmlinux: images.vmlinux,
+        }
+    }
+}
+
+/// The stage: all batches, or those named.
+pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally> {
+    let there = workspace::binaries()?;
+    if !there.iter().any(|b| b.name == "vm-tests") {
+        println!("SKIP vm: the workspace has no vm-tests");
+        return Ok(Tally::SKIPPED);
+    }
+    let guests = GuestKit {
+        vmm: workspace::static_binary("testudo-vmm", "testudo-vmm", "lab")?,
+        own: guest::kernel(cache)?.into(),
+        stock: guest::stock(cache)?.into(),
+        initramfs: guest::initramfs(cache, Contents::Modules)?,
+        initramfs_bare: guest::initramfs(cache, Contents::Bare)?,
+        initramfs_2m: guest::initramfs(cache, Contents::Padded(2 << 20))?,
+    };
+    let runner = workspace::static_binary("testudo-vm-tests", "vm-tests", "lab")?;
+    let labs = lab::kit(cache)?;
+    let mut tally = Tally::default();
+    for batch in batches(&runner)?
+        .iter()
+        .filter(|b| only.is_empty() || only.contains(&b.batch))
+    {
+        tally += run_batch(&labs, &guests, &runner, batch, filter)?;
+    }
+    Ok(tally)
+}
+
+fn batches(runner: &Path) -> Result<Vec<Batch>> {
+    let listed = sh::read(Command::new(runner).arg("--list-batches"))?;
+    listed
+        .lines()
+        .map(|l| {
+            serde_json::from_str(l).with_context(|| format!("vm-tests lists a batch as `{l}`"))
+        })
+        .collect()
+}
+
+fn run_batch(
+    labs: &Kit,
+    guests: &GuestKit,
+    runner: &Path,
+    batch: &Batch,
+    filter: Option<&str>,
+) -> Result<Tally> {
+    let root = workspace::root()?;
+    let out = Out::claim(&root, Some(&root.join("out/test").join(&batch.batch)))?;
+    let kit_file = out.path.join("guests.json");
+    fs::write(&kit_file, serde_json::to_vec_pretty(guests)?)
+        .with_context(|| format!("cannot write {}", kit_file.display()))?;
+    let junit = out.path.join("junit.xml");
+    let mut command = vec![path(runner)?, "--batch".to_owned(), batch.batch.clone()];
+    command.extend([
+        "--junit".to_owned(),
+        path(&junit)?,
+        "--kernels".to_owned(),
+        path(&kit_file)?,
+    ]);
+    command.extend(
+        filter
+            .iter()
+            .flat_map(|f| ["--filter".to_owned(), (*f).to_owned()]),
+    );
+    let memory = lab::mebibytes(&batch.memory).map_err(anyhow::Error::msg)?;
+    let spec = LabSpec {
+        cpus: batch.cpus,
+        memory_mib: memory,
+        icount: batch.icount,
+        iommu: batch.iommu,
+        hugepages: batch.hugepages,
+        devices: batch.devices.clone(),
+        modules: batch.modules.clone(),
+        timeout: Duration::from_secs(batch.timeout),
+        ..LabSpec::new(root, out.path.clone(), command)
+    };
+    let name = &batch.batch;
+    println!("-- batch {name} ({} CPUs, {})", batch.cpus, batch.memory);
+    let mut attempt = once(labs, &spec);
+    if let Err(error) = &attempt
+        && error.is_of_the_lab()
+    {
+        println!("-- batch {name}: the lab itself failed; once more in a fresh one: {error}");
+        attempt = once(labs, &spec);
+    }
+    Ok(match attempt {
+        Ok((status, Some(tally))) if (status == 0) == (tally.failed == 0) => tally,
+        Ok((status, Some(mut tally))) => {
+            println!("FAIL {name}: vm-tests returned {status}, which its closing line contradicts");
+            tally.failed += 1;
+            tally
+        }
+        Ok((status, None)) => {
+            println!("FAIL {name}: vm-tests returned {status} without a closing line");
+            Tally::FAILED
+        }
+        Err(error) => {
+            println!("FAIL {name}: {:#}", anyhow::Error::from(error));
+            Tally::FAILED
+        }
+    })
+}
+
+/// Exit status and closing line.
+fn once(labs: &Kit, spec: &LabSpec) -> Result<(i32, Option<Tally>), LabError> {
+    let (mut out, mut err) = (Echo::default(), io::stderr());
+    let streams = Streams {
+        out: &mut out,
+        err: &mut err,
+        stdin: None,
+    };
+    let outcome = testudo_lab::run(labs, spec, lab::environment(spec), streams)?;
+    Ok((
+        outcome.status,
+        out.last_line().and_then(|l| Tally::closing(&l)),
+    ))
+}
+
+/// Shows what is written and keeps it, for the closing line.
+#[derive(Default)]
+struct Echo(Vec<u8>);
+
+impl Echo {
+    fn last_line(&self) -> Option<String> {
+        let text = String::from_utf8_lossy(&self.0);
+        text.lines()
+            .rfind(|l| !l.trim().is_empty())
+            .map(str::to_owned)
+    }
+}
+
+impl Write for Echo {
+    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+        self.0.extend_from_slice(data);
+        io::stdout().write_all(data)?;
+        Ok(data.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stdout().flush()
+    }
+}
+
+fn path(path: &Path) -> Result<String> {
+    path.to_str()
+        .map(str::to_owned)
+        .with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_small_unless_it_says_more() {
+        let plain: Batch = serde_json::from_str(r#"{"batch":"default"}"#).unwrap();
+        assert_eq!(
+            (plain.cpus, plain.memory.as_str(), plain.icount),
+            (1, "2G", false)
+        );
+        let big: Batch = serde_json::from_str(
+            r#"{"batch":"big","cpus":2,"memory":"8G","icount":false,"hugepages":64}"#,
+        )
+        .unwrap();
+        assert_eq!((big.cpus, big.hugepages), (2, 64));
+        assert!(serde_json::from_str::<Batch>(r#"{"batch":"x","cpu":2}"#).is_err());
+    }
+
+    #[test]
+    fn the_closing_line_is_the_last_that_is_not_empty() {
+        let mut echo = Echo::default();
+        echo.0
+            .extend_from_slice(b"PASS a (1 s)\n1 passed, 0 failed, 0 skipped\n\n");
+        assert_eq!(
+            echo.last_line().and_then(|l| Tally::closing(&l)),
+            Some(Tally::PASSED)
+        );
+    }
+}
