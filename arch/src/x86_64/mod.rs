@@ -6,8 +6,8 @@ pub mod boot_params;
 pub mod boot_state;
 pub mod cpuid;
 mod gdt;
-//CFG
-//HOST
+#[cfg(target_arch = "x86_64")]
+pub mod host;
 pub mod layout;
 pub mod mtrr;
 mod paging;
