@@ -9,6 +9,7 @@
 
 mod cache;
 mod debian;
+mod demo;
 mod guest;
 mod lab;
 mod setup;
@@ -34,6 +35,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Chore {
+    Demo(demo::Args),
     /// Build or fetch what a guest boots: kernels, the test initramfs.
     Guest(guest::Args),
     Lab(lab::Args),
@@ -49,6 +51,7 @@ enum Chore {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.chore {
+        Chore::Demo(args) => demo::run(&args),
         Chore::Guest(args) => guest::run(&args).map(|()| ExitCode::SUCCESS),
         Chore::Lab(args) => lab::run(args),
         Chore::Package(args) => debian::run(&args).map(|()| ExitCode::SUCCESS),
