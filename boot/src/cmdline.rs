@@ -13,6 +13,9 @@ use thiserror::Error;
 /// is checked at load; no Linux takes more than this.
 const CAPACITY: usize = 4096;
 
+/// Divides arguments of the kernel from those of init.
+const SEPARATOR: &str = "--";
+
 /// A command line is not acceptable.
 #[derive(Debug, Error, PartialEq, Eq)]
 pub enum CmdlineError {
@@ -34,9 +37,18 @@ pub enum CmdlineError {
         /// Most bytes allowed.
         limit: usize,
     },
+    /// A double quote without its partner: what is added later would end up inside.
+    #[error("the kernel command line has a double quote without its partner: {text}")]
+    Quote {
+        /// The text.
+        text: Box<str>,
+    },
     /// Arguments for init, but none for the kernel before the `--`.
     #[error("the kernel command line begins with `--`; put a kernel parameter before it")]
     NoKernelArguments,
+    /// A `--` in what is to be added to the kernel's arguments.
+    #[error("`--` cannot be added to a kernel command line; give it with the line itself")]
+    Separator,
 }
 
 /// A checked command line: kernel arguments and, after ` -- `, arguments for init.
@@ -50,31 +62,42 @@ pub struct Cmdline {
 impl Cmdline {
     /// Checks `text`.
     pub fn new(text: &str) -> Result<Self, CmdlineError> {
-        let text = text.trim_matches(|c: char| c.is_ascii_whitespace());
-        check(text)?;
-        let line = loader::Cmdline::try_from(text, CAPACITY)
-            .map_err(|error| too_long(&error, text.len()))?;
+        let text = check(text)?;
+        let too_long = |_| CmdlineError::TooLong {
+            size: text.len(),
+            limit: CAPACITY.saturating_sub(1),
+        };
+        let mut line = loader::Cmdline::new(CAPACITY).map_err(too_long)?;
+        let (kernel, init) = split(text);
+        if !kernel.is_empty() {
+            line.insert_str(kernel).map_err(too_long)?;
+        }
+        if !init.is_empty() {
+            line.insert_init_args(init).map_err(too_long)?;
+        }
         Self::wrap(line)
     }
 
     /// Adds `parameters` after the kernel arguments that are there, before those for init. The
-    /// kernel lets the last of equal parameters win, so what a user wrote belongs after defaults.
+    /// kernel lets the last of equal parameters win.
     pub fn append(&mut self, parameters: &str) -> Result<(), CmdlineError> {
-        let parameters = parameters.trim_matches(|c: char| c.is_ascii_whitespace());
-        check(parameters)?;
+        let parameters = check(parameters)?;
+        if words(parameters).any(|(_, word)| word == SEPARATOR) {
+            return Err(CmdlineError::Separator);
+        }
         if parameters.is_empty() {
             return Ok(());
         }
         let mut line = self.line.clone();
-        line.insert_str(parameters).map_err(|error| {
-            too_long(
-                &error,
-                self.text
+        line.insert_str(parameters)
+            .map_err(|_| CmdlineError::TooLong {
+                size: self
+                    .text
                     .len()
                     .saturating_add(1)
                     .saturating_add(parameters.len()),
-            )
-        })?;
+                limit: CAPACITY.saturating_sub(1),
+            })?;
         *self = Self::wrap(line)?;
         Ok(())
     }
@@ -92,12 +115,10 @@ impl Cmdline {
     /// Whether a kernel argument with this key is there. The kernel takes `-` and `_` for equal.
     pub fn has(&self, key: &str) -> bool {
         let same = |a: char, b: char| a == b || (matches!(a, '-' | '_') && matches!(b, '-' | '_'));
-        words(&self.text)
-            .take_while(|word| *word != "--")
-            .any(|word| {
-                let word = word.split('=').next().unwrap_or(word).trim_matches('"');
-                word.len() == key.len() && word.chars().zip(key.chars()).all(|(a, b)| same(a, b))
-            })
+        words(split(&self.text).0).any(|(_, word)| {
+            let word = word.split('=').next().unwrap_or(word).trim_matches('"');
+            word.len() == key.len() && word.chars().zip(key.chars()).all(|(a, b)| same(a, b))
+        })
     }
 
     /// The line, without terminator.
@@ -138,31 +159,44 @@ impl fmt::Display for Cmdline {
     }
 }
 
-fn check(text: &str) -> Result<(), CmdlineError> {
-    match text.char_indices().find(|(_, c)| !matches!(c, ' '..='~')) {
-        Some((offset, found)) => Err(CmdlineError::Character { found, offset }),
-        None => Ok(()),
+/// The text without white space around it.
+fn check(text: &str) -> Result<&str, CmdlineError> {
+    let text = text.trim_matches(|c: char| c.is_ascii_whitespace());
+    if let Some((offset, found)) = text.char_indices().find(|(_, c)| !matches!(c, ' '..='~')) {
+        return Err(CmdlineError::Character { found, offset });
     }
+    let quotes = text.bytes().filter(|b| *b == b'"').count();
+    if !quotes.is_multiple_of(2) {
+        return Err(CmdlineError::Quote { text: text.into() });
+    }
+    Ok(text)
 }
 
-fn too_long(error: &loader::Error, size: usize) -> CmdlineError {
-    match error {
-        loader::Error::NoBootArgsInserted => CmdlineError::NoKernelArguments,
-        _ => CmdlineError::TooLong {
-            size,
-            limit: CAPACITY.saturating_sub(1),
-        },
-    }
+/// Arguments of the kernel and those of init.
+fn split(text: &str) -> (&str, &str) {
+    let separator = words(text).find(|(_, word)| *word == SEPARATOR);
+    let parts = separator.and_then(|(at, word)| {
+        let init = text.get(at.checked_add(word.len())?..)?;
+        Some((text.get(..at)?, init))
+    });
+    let (kernel, init) = parts.unwrap_or((text, ""));
+    (kernel.trim(), init.trim())
 }
 
-/// Splits as the kernel does: at spaces outside double quotes.
-fn words(text: &str) -> impl Iterator<Item = &str> {
+/// Splits as the kernel does, at spaces outside double quotes; each word with its offset.
+fn words(text: &str) -> impl Iterator<Item = (usize, &str)> {
     let mut quoted = false;
+    let mut offset = 0usize;
     text.split(move |c: char| {
         quoted ^= c == '"';
         c == ' ' && !quoted
     })
-    .filter(|word| !word.is_empty())
+    .map(move |word| {
+        let at = offset;
+        offset = offset.saturating_add(word.len()).saturating_add(1);
+        (at, word)
+    })
+    .filter(|(_, word)| !word.is_empty())
 }
 
 #[cfg(test)]
@@ -184,6 +218,25 @@ mod tests {
             "console=hvc0 dyndbg=\"a panic=9 b\" reboot=t panic=-1 tsc_early-khz -- reboot=t"
         );
         assert_eq!(Cmdline::new("").unwrap().to_bytes(), [0]);
+    }
+
+    #[test]
+    fn the_separator_stays_where_the_user_put_it() {
+        let mut line = Cmdline::new("quiet  --").unwrap();
+        line.append("panic=1").unwrap();
+        assert_eq!(line.as_str(), "quiet panic=1");
+        let mut line = Cmdline::new("quiet --  a -- b").unwrap();
+        line.append("panic=1").unwrap();
+        assert_eq!(line.as_str(), "quiet panic=1 -- a -- b");
+        assert_eq!(line.append("x -- y").unwrap_err(), CmdlineError::Separator);
+        assert_eq!(
+            Cmdline::new("-- sh").unwrap_err(),
+            CmdlineError::NoKernelArguments
+        );
+        assert!(matches!(
+            Cmdline::new("a=\"b c"),
+            Err(CmdlineError::Quote { .. })
+        ));
     }
 
     #[test]

@@ -23,6 +23,9 @@ const CMDLINE_SIZE: usize = 0x238;
 const PREF_ADDRESS: usize = 0x258;
 const INIT_SIZE: usize = 0x260;
 
+/// The 64-bit entry is this far into the protected-mode kernel.
+pub(crate) const ENTRY_64: u64 = 0x200;
+
 const OLDEST: u16 = 0x020c;
 const LOADED_HIGH: u8 = 1;
 const XLF_KERNEL_64: u16 = 1;
@@ -88,8 +91,8 @@ impl Bzimage {
         };
         let start = sectors.saturating_add(1).saturating_mul(512);
         let size = u64::from(u32_at(head, SYSSIZE)).saturating_mul(16);
-        if size == 0 {
-            return Err(damaged(source, "its kernel has no bytes"));
+        if size <= ENTRY_64 {
+            return Err(damaged(source, "its kernel ends before its 64-bit entry"));
         }
         reaches(source, "the kernel", start.saturating_add(size))?;
 

@@ -5,6 +5,7 @@ mod elf;
 mod looks;
 
 pub use bzimage::Bzimage;
+pub(crate) use bzimage::ENTRY_64;
 pub use elf::Elf;
 use thiserror::Error;
 

@@ -4,11 +4,9 @@ use testudo_memory::RamView;
 
 use super::{BootRequest, LoadError};
 use crate::copy::{Copied, Copier};
-use crate::image::{Bzimage, Elf, ImageKind};
+use crate::image::{Bzimage, ENTRY_64, Elf, ImageKind};
 use crate::layout::{Layout, PlaceError, Reservation};
 
-/// The 64-bit entry of a bzImage is this far into its protected-mode kernel.
-const BZIMAGE_ENTRY64: u64 = 0x200;
 /// Kernels end below: the boot page tables map the first 4 GiB, and PVH enters without paging.
 const FOUR_GIB: u64 = 1 << 32;
 
@@ -40,7 +38,7 @@ pub(super) fn load(
                 place_bzimage(layout, bz).map_err(no_room(bz.pref_address, bz.init_size))?;
             let (offset, size) = bz.payload;
             copier.copy(offset, size, &place, 0)?;
-            let entry = place.gpa().saturating_add(BZIMAGE_ENTRY64);
+            let entry = place.gpa().saturating_add(ENTRY_64);
             (place, entry)
         }
         ImageKind::Elf(elf) => {
