@@ -10,6 +10,7 @@
 mod cache;
 mod debian;
 mod demo;
+mod fuzz;
 mod guest;
 mod lab;
 mod setup;
@@ -36,6 +37,7 @@ struct Cli {
 #[derive(Subcommand)]
 enum Chore {
     Demo(demo::Args),
+    Fuzz(fuzz::Args),
     /// Build or fetch what a guest boots: kernels, the test initramfs.
     Guest(guest::Args),
     Lab(lab::Args),
@@ -52,6 +54,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let done = match cli.chore {
         Chore::Demo(args) => demo::run(&args),
+        Chore::Fuzz(args) => fuzz::run(&args),
         Chore::Guest(args) => guest::run(&args).map(|()| ExitCode::SUCCESS),
         Chore::Lab(args) => lab::run(args),
         Chore::Package(args) => debian::run(&args).map(|()| ExitCode::SUCCESS),

@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that is checked, in the order of what it costs.
 //!
 //! ```text
-//! set-up ▶ fmt ▶ clippy ▶ deny ▶ unit tests ▶ VM tests (one lab per batch)
+//! set-up ▶ fmt ▶ clippy ▶ deny ▶ unit tests ▶ fuzz ▶ VM tests (one lab per batch)
 //! ```
 //! Each stage runs whatever the one before said, and adds to one [`Tally`]; the last line is its sum.
 
@@ -17,8 +17,11 @@ use anyhow::Result;
 use clap::ValueEnum;
 
 use crate::cache::Cache;
-use crate::{setup, sh, workspace};
-use tally::Tally;
+use crate::{fuzz, setup, sh, workspace};
+pub use tally::Tally;
+
+/// How long each fuzz target runs: enough to find what is shallow, and the corpus grows.
+const FUZZ_SECONDS: u32 = 5;
 
 /// Checks everything and closes with `N passed, N failed, N skipped`.
 #[derive(clap::Args)]
@@ -44,6 +47,8 @@ enum Stage {
     Deny,
     /// Tests that run on this machine.
     Unit,
+    /// Fuzz targets, a few seconds each.
+    Fuzz,
     /// Tests of virtual machines, in the lab.
     Vm,
 }
@@ -57,6 +62,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         Stage::Clippy,
         Stage::Deny,
         Stage::Unit,
+        Stage::Fuzz,
         Stage::Vm,
     ];
     let mut sum = Tally::default();
@@ -86,6 +92,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             )?,
             Stage::Deny => deny::run(&cache)?,
             Stage::Unit => unit::run()?,
+            Stage::Fuzz => fuzz::run_targets(&[], FUZZ_SECONDS)?,
             Stage::Vm => vm::run(&cache, &args.batch, args.filter.as_deref())?,
         };
         println!(
