@@ -42,6 +42,9 @@ pub struct MachineDesc<'a> {
     pub topology: Topology,
     /// How many of them are there at boot: those with the lowest indices.
     pub present_vcpus: u16,
+    /// The highest PCI bus number. Linux looks at every slot of every bus it is told of, one exit
+    /// each: tell it of no more buses than there may be.
+    pub last_pci_bus: u8,
     /// The serial port is there.
     pub serial: bool,
     /// The pvpanic port is there.
@@ -100,7 +103,7 @@ pub fn describe(machine: &MachineDesc<'_>) -> Result<AcpiTables, DescribeError> 
         table(*b"APIC", madt::REVISION, &madt::body(machine)),
     )?;
     let mut mcfg = MCFG::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
-    mcfg.add_ecam(machine.map.ecam().base(), 0, 0, u8::MAX);
+    mcfg.add_ecam(machine.map.ecam().base(), 0, 0, machine.last_pci_bus);
     let mcfg = place("MCFG", bytes(&mcfg))?;
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, OEM_REVISION);
     for address in [fadt, madt, mcfg] {

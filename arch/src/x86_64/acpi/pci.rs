@@ -44,7 +44,7 @@ pub(super) fn host_bridge(
     Ok(())
 }
 
-/// `_CRS`: all buses, all ports but those of configuration mechanism 1, and the two memory
+/// `_CRS`: the buses, all ports but those of configuration mechanism 1, and the two memory
 /// windows.
 fn windows(machine: &MachineDesc<'_>) -> Result<Name, DescribeError> {
     let config = port::PCI_CONFIG;
@@ -55,7 +55,7 @@ fn windows(machine: &MachineDesc<'_>) -> Result<Name, DescribeError> {
     Ok(Name::new(
         "_CRS".into(),
         &ResourceTemplate::new(vec![
-            &AddressSpace::new_bus_number(0u16, 0xff),
+            &AddressSpace::new_bus_number(0u16, machine.last_pci_bus.into()),
             &io(config, port::PCI_CONFIG_SIZE),
             &AddressSpace::new_io(0u16, config - 1, None),
             &AddressSpace::new_io(after_config, u16::MAX, None),

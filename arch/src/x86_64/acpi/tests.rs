@@ -11,6 +11,7 @@ fn machine(map: &MemoryMap, vcpus: u16, present_vcpus: u16) -> MachineDesc<'_> {
         map,
         topology,
         present_vcpus,
+        last_pci_bus: 0,
         serial: true,
         pvpanic: true,
     }
@@ -70,6 +71,7 @@ fn tables_point_at_each_other_and_add_up() {
     );
     assert_eq!(u64_at(&found["FADT"].bytes, 140), found["DSDT"].gpa);
     assert_eq!(u64_at(&found["MCFG"].bytes, 44), 0xe000_0000);
+    assert_eq!(found["MCFG"].bytes[54..56], [0, 0], "first and last bus");
 }
 
 #[test]
