@@ -1,1 +1,42 @@
-//! Virtio models and the virtio-pci transport
+//! Virtio models and the virtio-pci transport (virtio 1.2, modern devices only).
+//!
+//! A [`VirtioModel`] knows queues and its own configuration space; it knows no transport. A
+//! [`VirtioDevice`] is a model with the registers every transport shows: features, status, queue
+//! set-up. [`VirtioPci`] shows those over PCI. A model's queues are served off the vCPU by an
+//! [`IoThread`].
+//!
+//! ```text
+//!   vCPU: BAR write ─▶ VirtioPci ─▶ VirtioDevice ──start/stop──▶ VirtioModel
+//!   vCPU: doorbell ═(ioeventfd)═▶ kick ─▶ IoThread: model's worker ─▶ VirtQueue ─▶ guest RAM
+//!                                                        └─▶ QueueInterrupt ═(irqfd)═▶ guest
+//! ```
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
+
+mod device;
+mod limit;
+mod model;
+mod pci;
+mod queue;
+mod rng;
+mod signal;
+mod timer;
+mod worker;
+
+pub use device::{DeviceError, Status, Transition, VirtioDevice};
+pub use limit::{RateLimit, TokenBucket};
+pub use model::{
+    ActivateError, Activated, ActiveQueue, Queues, SavedState, Shape, VirtioModel, features,
+};
+pub use pci::{VirtioPci, VirtioPciError};
+pub use queue::{
+    Buffer, Chain, ChainError, CheckedQueue, DeviceCounters, MalformedChain, QueueCounters,
+    QueueFault, QueueRegisters, QueueSetupError, VirtQueue,
+};
+pub use rng::{Entropy, Rng};
+pub use signal::{DeviceEvents, Interrupts, QueueInterrupt};
+pub use worker::{AttachError, Attachment, DetachError, IoHandle, IoThread, SpawnError};
+
+#[cfg(test)]
+mod conformance;
+#[cfg(test)]
+mod driver;

@@ -1,0 +1,200 @@
+//! A virtqueue whose every guest-controlled value has been checked once, here.
+//!
+//! On top of `virtio-queue`, which reads rings but lets much pass in silence (a chain that loops
+//! simply ends; the in-flight count is the caller's affair):
+//!
+//! * [`CheckedQueue`] is the only way from registers to rings: size and addresses fit guest RAM.
+//! * [`VirtQueue::pop`] yields a [`Chain`] whose buffers are ordered, inside guest RAM and bounded
+//!   in number and total length. A malformed chain goes back to the driver with length 0 and is
+//!   counted. A ring that contradicts itself is a [`QueueFault`]: the device needs a reset.
+//! * No more chains are in flight than the queue is long (CVE-2016-5403), and each is returned
+//!   once, because returning consumes the `Chain`.
+//!
+//! Owned by one worker at a time. Guest memory may change at any moment: descriptors are copied,
+//! then checked, then used from the copy; buffers are reached through vm-memory, which checks each
+//! access against the view it is given.
+
+mod chain;
+mod counters;
+mod setup;
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use testudo_memory::RamView;
+use thiserror::Error;
+use virtio_bindings::virtio_ring::VRING_AVAIL_F_NO_INTERRUPT;
+use virtio_queue::{Queue, QueueOwnedT, QueueT};
+use vm_memory::{Bytes, GuestAddress};
+
+pub use chain::{Buffer, Chain, ChainError, MalformedChain};
+pub use counters::{DeviceCounters, QueueCounters};
+pub use setup::{CheckedQueue, QueueRegisters, QueueSetupError};
+
+use crate::signal::QueueInterrupt;
+
+/// The driver broke the ring itself; what else is in it means nothing.
+#[derive(Debug, Error)]
+pub enum QueueFault {
+    /// An available-ring entry names no descriptor.
+    #[error("the available ring names descriptor {head}, the queue has {size}")]
+    Head {
+        /// What the entry says.
+        head: u16,
+        /// Queue size.
+        size: u16,
+    },
+    /// More chains were made available than the queue has descriptors.
+    #[error("more than {size} chains are in flight")]
+    InFlight {
+        /// Queue size.
+        size: u16,
+    },
+    /// A whole ring of malformed chains.
+    #[error("{count} malformed chains in a row")]
+    Malformed {
+        /// How many.
+        count: u16,
+    },
+    /// The rings are out of reach or contradict themselves.
+    #[error("the rings cannot be used")]
+    Ring(#[source] virtio_queue::Error),
+}
+
+impl From<virtio_queue::Error> for QueueFault {
+    fn from(source: virtio_queue::Error) -> Self {
+        Self::Ring(source)
+    }
+}
+
+/// One queue's rings at work.
+pub struct VirtQueue {
+    queue: Queue,
+    interrupt: QueueInterrupt,
+    counters: Arc<QueueCounters>,
+    in_flight: u16,
+    /// Something was put into the used ring since the driver was last told.
+    untold: bool,
+}
+
+impl VirtQueue {
+    pub(crate) fn new(
+        queue: CheckedQueue,
+        interrupt: QueueInterrupt,
+        counters: Arc<QueueCounters>,
+    ) -> Self {
+        Self {
+            queue: queue.into_queue(),
+            interrupt,
+            counters,
+            in_flight: 0,
+            untold: false,
+        }
+    }
+
+    /// Descriptors in the queue.
+    pub fn size(&self) -> u16 {
+        self.queue.size()
+    }
+
+    /// Chains popped and not yet pushed.
+    pub fn in_flight(&self) -> u16 {
+        self.in_flight
+    }
+
+    /// What was counted on this queue.
+    pub fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+
+    /// The next available chain.
+    pub fn pop(&mut self, ram: &RamView) -> Result<Option<Chain>, QueueFault> {
+        let size = self.queue.size();
+        for _ in 0..size {
+            let Some(descriptors) = self.queue.iter(ram)?.next() else {
+                return Ok(None);
+            };
+            if self.in_flight >= size {
+                return Err(QueueFault::InFlight { size });
+            }
+            let head = descriptors.head_index();
+            if head >= size {
+                return Err(QueueFault::Head { head, size });
+            }
+            match Chain::walk(descriptors, ram) {
+                Ok(chain) => {
+                    self.in_flight = self.in_flight.saturating_add(1);
+                    QueueCounters::add(&self.counters.chains, 1);
+                    return Ok(Some(chain));
+                }
+                Err(reason) => {
+                    log::debug!("descriptor chain {head} goes back unused: {reason}");
+                    QueueCounters::add(&self.counters.malformed, 1);
+                    self.queue.add_used(ram, head, 0)?;
+                    self.untold = true;
+                }
+            }
+        }
+        Err(QueueFault::Malformed { count: size })
+    }
+
+    /// Makes the chain popped last available again, as if it had not been popped.
+    pub fn undo_pop(&mut self, chain: Chain) {
+        drop(chain);
+        self.queue.go_to_previous_position();
+        self.in_flight = self.in_flight.saturating_sub(1);
+        QueueCounters::add(&self.counters.stalls, 1);
+    }
+
+    /// Returns a chain whose first `written` writable bytes the device filled.
+    pub fn push(&mut self, ram: &RamView, chain: Chain, written: u32) -> Result<(), QueueFault> {
+        let written = written.min(chain.writable_len());
+        QueueCounters::add(&self.counters.bytes_in, u64::from(chain.readable_len()));
+        QueueCounters::add(&self.counters.bytes_out, u64::from(written));
+        self.in_flight = self.in_flight.saturating_sub(1);
+        let head = chain.into_head();
+        self.queue.add_used(ram, head, written)?;
+        self.untold = true;
+        Ok(())
+    }
+
+    /// Interrupts the driver if it wants to hear of what was returned; call it once per batch.
+    pub fn notify(&mut self, ram: &RamView) -> Result<(), QueueFault> {
+        if !std::mem::take(&mut self.untold) {
+            return Ok(());
+        }
+        let wanted = self.queue.needs_notification(ram)?;
+        if wanted && (self.queue.event_idx_enabled() || self.interrupts_on(ram)) {
+            QueueCounters::add(&self.counters.interrupts, 1);
+            self.interrupt.fire();
+        } else {
+            QueueCounters::add(&self.counters.suppressed, 1);
+        }
+        Ok(())
+    }
+
+    /// Without EVENT_IDX the driver asks by a flag in the available ring.
+    fn interrupts_on(&self, ram: &RamView) -> bool {
+        let flags = ram.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Acquire);
+        let no_interrupt = VRING_AVAIL_F_NO_INTERRUPT;
+        flags.is_ok_and(|flags| u32::from(u16::from_le(flags)) & no_interrupt == 0)
+    }
+
+    /// Asks the driver not to kick while the device is looking at the queue anyway.
+    pub fn pause_kicks(&mut self, ram: &RamView) -> Result<(), QueueFault> {
+        Ok(self.queue.disable_notification(ram)?)
+    }
+
+    /// Asks for kicks again; `true` if chains came meanwhile, which then bring no kick.
+    pub fn resume_kicks(&mut self, ram: &RamView) -> Result<bool, QueueFault> {
+        Ok(self.queue.enable_notification(ram)?)
+    }
+
+    /// The next position to be looked at in the available ring, and to be filled in the used ring.
+    pub fn positions(&self) -> (u16, u16) {
+        (self.queue.next_avail(), self.queue.next_used())
+    }
+}
+
+#[cfg(test)]
+mod tests;
