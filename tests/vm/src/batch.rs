@@ -1,0 +1,132 @@
+//! The tables: which tests there are, and in what kind of lab each batch of them runs.
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::context::Ctx;
+use crate::outcome::Verdict;
+use crate::tests;
+
+/// One test.
+#[derive(Clone, Copy)]
+pub struct Test {
+    /// `area::what_holds`.
+    pub name: &'static str,
+    /// What it does.
+    pub run: fn(&Ctx) -> Verdict,
+    /// When it is over. Emulated hosts are slow and share a busy machine, so this is generous.
+    pub limit: Duration,
+}
+
+impl Test {
+    /// A test with the usual limit.
+    pub(crate) const fn new(name: &'static str, run: fn(&Ctx) -> Verdict) -> Test {
+        Test {
+            name,
+            run,
+            limit: Duration::from_secs(120),
+        }
+    }
+
+    /// With another limit.
+    pub(crate) const fn seconds(mut self, seconds: u64) -> Test {
+        self.limit = Duration::from_secs(seconds);
+        self
+    }
+}
+
+/// Tests that share one boot of the lab, and what that lab has to be.
+#[derive(Serialize)]
+pub struct Batch {
+    /// Given to `--batch`.
+    pub name: &'static str,
+    /// What the lab emulates.
+    pub arch: &'static str,
+    /// CPUs of the lab.
+    pub cpus: u32,
+    /// Memory of the lab.
+    pub memory_mib: u64,
+    /// 2-MiB pages set aside in it.
+    pub hugepages: u64,
+    /// Is an IOMMU needed?
+    pub iommu: bool,
+    /// QEMU `-device` values.
+    pub devices: &'static [&'static str],
+    /// Kernel modules beside the usual ones.
+    pub modules: &'static [&'static str],
+    /// Limit for the whole lab.
+    pub timeout_s: u64,
+    /// The tests, in order.
+    #[serde(skip)]
+    pub tests: fn() -> Vec<Test>,
+}
+
+/// What runs in labs.
+pub const BATCHES: [Batch; 2] = [
+    Batch {
+        name: "boot",
+        arch: "x86_64",
+        cpus: 1,
+        memory_mib: 4096,
+        hugepages: 160,
+        iommu: false,
+        devices: &[],
+        modules: &[],
+        timeout_s: 1500,
+        tests: || [tests::boot::TESTS, tests::cpus::TESTS, tests::memory::TESTS].concat(),
+    },
+    Batch {
+        name: "behaviour",
+        arch: "x86_64",
+        cpus: 1,
+        memory_mib: 2048,
+        hugepages: 0,
+        iommu: false,
+        devices: &[],
+        modules: &[],
+        timeout_s: 1500,
+        tests: || {
+            [
+                tests::bad_input::TESTS,
+                tests::ending::TESTS,
+                tests::console::TESTS,
+                tests::control::TESTS,
+                tests::isolation::TESTS,
+                tests::config::TESTS,
+            ]
+            .concat()
+        },
+    },
+];
+
+/// The harness tests itself, anywhere and without a VMM. Not in [`BATCHES`].
+pub const SELF_TEST: &str = "self-test";
+
+/// The tests of a batch.
+pub fn tests_of(name: &str) -> Option<Vec<Test>> {
+    if name == SELF_TEST {
+        return Some(tests::harness::TESTS.to_vec());
+    }
+    BATCHES.iter().find(|b| b.name == name).map(|b| (b.tests)())
+}
+
+#[cfg(test)]
+mod check {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_unique_and_say_their_area() {
+        let mut seen = HashSet::new();
+        for batch in &BATCHES {
+            let tests = (batch.tests)();
+            let limits: u64 = tests.iter().map(|t| t.limit.as_secs()).max().unwrap_or(0);
+            assert!(limits < batch.timeout_s);
+            for test in tests {
+                assert!(seen.insert(test.name), "{} twice", test.name);
+                assert!(test.name.contains("::"), "{}", test.name);
+            }
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! What a test is given: the images, a folder, and a place where its child processes are known.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::capture::Capture;
+use crate::launch::Launch;
+use crate::outcome::Verdict;
+
+/// Files that tests work with.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Images {
+    /// The VMM under test.
+    #[arg(long, default_value = "")]
+    pub vmm: PathBuf,
+    /// Debian's cloud kernel as shipped.
+    #[arg(long, default_value = "")]
+    pub kernel_stock_bzimage: PathBuf,
+    /// Debian's cloud kernel, unpacked.
+    #[arg(long, default_value = "")]
+    pub kernel_stock_vmlinux: PathBuf,
+    /// Our kernel, compressed.
+    #[arg(long, default_value = "")]
+    pub kernel_own_bzimage: PathBuf,
+    /// Our kernel, ELF.
+    #[arg(long, default_value = "")]
+    pub kernel_own_vmlinux: PathBuf,
+    /// The test initramfs, with modules for Debian's kernel.
+    #[arg(long, default_value = "")]
+    pub initramfs: PathBuf,
+}
+
+/// Which kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Debian's, compressed.
+    StockBzimage,
+    /// Debian's, ELF.
+    StockVmlinux,
+    /// Ours, compressed.
+    OwnBzimage,
+    /// Ours, ELF.
+    OwnVmlinux,
+}
+
+impl Kernel {
+    /// Debian's kernel has its drivers as modules, which the init loads when told to.
+    pub fn is_stock(self) -> bool {
+        matches!(self, Kernel::StockBzimage | Kernel::StockVmlinux)
+    }
+}
+
+/// A child that the runner can kill when the test does not end.
+pub(crate) type SharedChild = Arc<Mutex<Child>>;
+
+/// The surroundings of one test.
+pub struct Ctx {
+    /// Files to work with.
+    pub images: Images,
+    dir: tempfile::TempDir,
+    children: Mutex<Vec<SharedChild>>,
+    consoles: Mutex<Vec<(String, Capture)>>,
+}
+
+impl Ctx {
+    /// Surroundings with a new, empty folder.
+    pub fn new(images: Images) -> std::io::Result<Ctx> {
+        Ok(Ctx {
+            images,
+            dir: tempfile::Builder::new().prefix("vm-test-").tempdir()?,
+            children: Mutex::default(),
+            consoles: Mutex::default(),
+        })
+    }
+
+    /// A path in the test's own folder.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// The test's own folder.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The image of a kernel.
+    pub fn kernel(&self, kernel: Kernel) -> &Path {
+        match kernel {
+            Kernel::StockBzimage => &self.images.kernel_stock_bzimage,
+            Kernel::StockVmlinux => &self.images.kernel_stock_vmlinux,
+            Kernel::OwnBzimage => &self.images.kernel_own_bzimage,
+            Kernel::OwnVmlinux => &self.images.kernel_own_vmlinux,
+        }
+    }
+
+    /// A VM with our kernel and the test initramfs, in which the init does this.
+    pub fn guest(&self, orders: &str) -> Launch<'_> {
+        Launch::guest(self, orders)
+    }
+
+    /// The bare command line of the VMM.
+    pub fn vmm(&self) -> Launch<'_> {
+        Launch::bare(self)
+    }
+
+    /// Starts a process that does not outlive the test.
+    pub(crate) fn spawn(&self, command: &mut Command) -> Verdict<SharedChild> {
+        let child = command.spawn().map_err(|e| {
+            let program = command.get_program().display();
+            crate::Outcome::Failed(format!("cannot start {program}: {e}"))
+        })?;
+        let child = Arc::new(Mutex::new(child));
+        lock(&self.children).push(Arc::clone(&child));
+        Ok(child)
+    }
+
+    pub(crate) fn keep_output(&self, label: &str, output: &Capture) {
+        lock(&self.consoles).push((label.to_owned(), output.clone()));
+    }
+
+    /// Kills and reaps every child there still is; returns how many there were.
+    pub(crate) fn kill_children(&self) -> usize {
+        let mut killed = 0;
+        for child in lock(&self.children).iter() {
+            let mut child = lock(child);
+            if matches!(child.try_wait(), Ok(None)) {
+                killed += 1;
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        killed
+    }
+
+    /// The last lines of everything that was captured, for the report of a failure.
+    pub(crate) fn tails(&self, lines: usize) -> String {
+        let mut text = String::new();
+        for (label, output) in lock(&self.consoles).iter() {
+            let tail = output.tail(lines);
+            if !tail.is_empty() {
+                text.push_str(&format!("--- {label}\n{tail}\n"));
+            }
+        }
+        text
+    }
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,218 @@
+//! Starting `testudo-vmm`: its arguments, what its standard streams are, who it runs as.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use crate::capture::Capture;
+use crate::context::{Ctx, Kernel};
+use crate::outcome::Verdict;
+use crate::running::{Finished, Running};
+
+/// For whoever only wants to know how a start ends.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(120);
+/// `nobody`, on every Linux.
+const NOBODY: u32 = 65534;
+
+/// A start in preparation.
+pub struct Launch<'a> {
+    ctx: &'a Ctx,
+    program: PathBuf,
+    args: Vec<OsString>,
+    guest: Option<Guest>,
+    control: Option<PathBuf>,
+    read_after: Duration,
+    nobody: bool,
+    terminal: Option<File>,
+    /// Open until the child has them.
+    inherited: Vec<OwnedFd>,
+}
+
+/// What `run` is told about the guest, unless a test says it in its own way.
+struct Guest {
+    kernel: OsString,
+    initrd: Option<OsString>,
+    cmdline: String,
+}
+
+impl<'a> Launch<'a> {
+    pub(crate) fn bare(ctx: &'a Ctx) -> Launch<'a> {
+        Launch {
+            ctx,
+            program: ctx.images.vmm.clone(),
+            args: Vec::new(),
+            guest: None,
+            control: None,
+            read_after: Duration::ZERO,
+            nobody: false,
+            terminal: None,
+            inherited: Vec::new(),
+        }
+    }
+
+    pub(crate) fn guest(ctx: &'a Ctx, orders: &str) -> Launch<'a> {
+        let mut launch = Launch::bare(ctx).arg("run");
+        launch.guest = Some(Guest {
+            kernel: ctx.kernel(Kernel::OwnBzimage).into(),
+            initrd: Some(ctx.images.initramfs.clone().into()),
+            cmdline: format!("console=ttyS0 quiet panic=-1 testudo.do={orders}"),
+        });
+        launch
+    }
+
+    /// Adds an argument.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    /// Adds arguments.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        self.args
+            .extend(args.into_iter().map(|a| a.as_ref().to_owned()));
+        self
+    }
+
+    /// Boots another kernel. Debian's gets its modules loaded before the orders.
+    pub fn kernel(mut self, kernel: Kernel) -> Self {
+        if let Some(guest) = &mut self.guest {
+            guest.kernel = self.ctx.kernel(kernel).into();
+            if kernel.is_stock() {
+                guest.cmdline = guest
+                    .cmdline
+                    .replacen("testudo.do=", "testudo.do=modules,", 1);
+            }
+        }
+        self
+    }
+
+    /// Adds words to the kernel command line.
+    pub fn cmdline(mut self, more: &str) -> Self {
+        if let Some(guest) = &mut self.guest {
+            guest.cmdline = format!("{more} {}", guest.cmdline);
+        }
+        self
+    }
+
+    /// Hands the kernel, or another file, over as a descriptor; returns its `fd:N`.
+    pub fn pass(&mut self, file: &File) -> Verdict<String> {
+        // The copy is not close-on-exec, unlike what std opens.
+        let copy = rustix::io::dup(file)?;
+        let name = format!("fd:{}", copy.as_raw_fd());
+        self.inherited.push(copy);
+        Ok(name)
+    }
+
+    /// Boots this kernel file, or `fd:N`.
+    pub fn kernel_source(mut self, source: impl Into<OsString>) -> Self {
+        if let Some(guest) = &mut self.guest {
+            guest.kernel = source.into();
+        }
+        self
+    }
+
+    /// With this initramfs file, or `fd:N`.
+    pub fn initrd_source(mut self, source: impl Into<OsString>) -> Self {
+        if let Some(guest) = &mut self.guest {
+            guest.initrd = Some(source.into());
+        }
+        self
+    }
+
+    /// With a control socket in the test's folder.
+    pub fn control(self) -> Self {
+        let path = self.ctx.path("control");
+        self.control_at(&path)
+    }
+
+    /// With a control socket at this path.
+    pub fn control_at(mut self, path: &Path) -> Self {
+        self.control = Some(path.to_owned());
+        self
+    }
+
+    /// Nobody reads the VMM's output for so long.
+    pub fn read_after(mut self, delay: Duration) -> Self {
+        self.read_after = delay;
+        self
+    }
+
+    /// Runs as the user nobody. Its files have to be where nobody may read.
+    pub fn as_nobody(mut self) -> Self {
+        self.nobody = true;
+        self
+    }
+
+    /// Another copy of the VMM.
+    pub fn program(mut self, path: &Path) -> Self {
+        self.program = path.to_owned();
+        self
+    }
+
+    /// Standard input and output are this terminal; what is written to it is not captured.
+    pub fn on_terminal(mut self, terminal: File) -> Self {
+        self.terminal = Some(terminal);
+        self
+    }
+
+    /// Starts it.
+    pub fn spawn(mut self) -> Verdict<Running<'a>> {
+        let mut command = Command::new(&self.program);
+        command.args(&self.args);
+        if let Some(guest) = &self.guest {
+            command.arg("--kernel").arg(&guest.kernel);
+            if let Some(initrd) = &guest.initrd {
+                command.arg("--initrd").arg(initrd);
+            }
+            command.arg("--cmdline").arg(&guest.cmdline);
+        }
+        if let Some(path) = &self.control {
+            command.arg("--control").arg(path);
+        }
+        match self.terminal.take() {
+            Some(terminal) => {
+                command.stdin(terminal.try_clone()?);
+                command.stdout(terminal);
+            }
+            None => {
+                command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            }
+        }
+        command.stderr(Stdio::piped());
+        if self.nobody {
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        let child = self.ctx.spawn(&mut command)?;
+        drop(command);
+        self.inherited.clear();
+        let (stdin, stdout, stderr) = {
+            let mut child = crate::context::lock(&child);
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        };
+        let capture = |label: &str, from: Option<Capture>| {
+            let capture = from.unwrap_or_default();
+            self.ctx.keep_output(label, &capture);
+            capture
+        };
+        let stdout = stdout.map(|from| Capture::start(from, self.read_after));
+        let stderr = stderr.map(|from| Capture::start(from, Duration::ZERO));
+        Ok(Running {
+            ctx: self.ctx,
+            child,
+            stdin,
+            stdout: capture("console", stdout),
+            stderr: capture("stderr", stderr),
+            control: self.control,
+            started: std::time::Instant::now(),
+        })
+    }
+
+    /// Starts it and waits for its end.
+    pub fn run(self) -> Verdict<Finished> {
+        self.spawn()?.finish(DEFAULT_LIMIT)
+    }
+}

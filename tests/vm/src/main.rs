@@ -1,0 +1,83 @@
+//! `vm-tests`: runs one batch of VM tests, in the lab or on any host with a usable `/dev/kvm`.
+#![allow(clippy::print_stdout, reason = "it reports on stdout")]
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use testudo_vm_tests::batch::{BATCHES, SELF_TEST, tests_of};
+use testudo_vm_tests::{Images, runner};
+
+#[derive(Parser)]
+#[command(about = "VM tests of testudo-vmm")]
+struct Cli {
+    /// Print the batches and the labs they need, one JSON object a line.
+    #[arg(long)]
+    list_batches: bool,
+    /// Print the names of the batch's tests instead of running them.
+    #[arg(long, requires = "batch")]
+    list: bool,
+    /// The batch to run.
+    #[arg(long, required_unless_present = "list_batches")]
+    batch: Option<String>,
+    /// Run the tests whose names contain this.
+    #[arg(long, default_value = "")]
+    filter: String,
+    /// Write a JUnit report.
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+    #[command(flatten)]
+    images: Images,
+}
+
+fn main() -> Result<ExitCode> {
+    let cli = Cli::parse();
+    if cli.list_batches {
+        for batch in &BATCHES {
+            println!("{}", serde_json::to_string(batch)?);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let name = cli.batch.unwrap_or_default();
+    let tests =
+        tests_of(&name).with_context(|| format!("there is no batch {name}: see --list-batches"))?;
+    if cli.list {
+        for test in &tests {
+            println!("{}", test.name);
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    if name != SELF_TEST {
+        require(&cli.images)?;
+    }
+    let passed = runner::run(
+        &name,
+        &tests,
+        &cli.filter,
+        &cli.images,
+        cli.junit.as_deref(),
+    )?;
+    Ok(if passed {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// A missing image would fail every test with a riddle.
+fn require(images: &Images) -> Result<()> {
+    for (flag, path) in [
+        ("--vmm", &images.vmm),
+        ("--kernel-stock-bzimage", &images.kernel_stock_bzimage),
+        ("--kernel-stock-vmlinux", &images.kernel_stock_vmlinux),
+        ("--kernel-own-bzimage", &images.kernel_own_bzimage),
+        ("--kernel-own-vmlinux", &images.kernel_own_vmlinux),
+        ("--initramfs", &images.initramfs),
+    ] {
+        if !path.is_file() {
+            bail!("{flag} {}: there is no such file", path.display());
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,17 @@
+//! The tests, by what they are about.
+
+pub(crate) mod bad_input;
+pub(crate) mod boot;
+pub(crate) mod config;
+pub(crate) mod console;
+pub(crate) mod control;
+pub(crate) mod cpus;
+pub(crate) mod ending;
+pub(crate) mod harness;
+pub(crate) mod isolation;
+pub(crate) mod memory;
+
+use std::time::Duration;
+
+/// For a guest to get somewhere: seconds on an idle machine.
+pub(crate) const SOON: Duration = Duration::from_secs(60);
