@@ -249,6 +249,20 @@ impl GuestRam {
         })
     }
 
+    /// Makes the RAM what it was before the guest first ran: every page reads as zeroes again, and
+    /// nobody listens. For a guest that boots again in a new VM.
+    pub fn recycle(&mut self) -> Result<(), RamError> {
+        self.listeners.clear();
+        for entry in &self.ranges {
+            entry.mapping.discard().map_err(|source| RamError::Host {
+                action: "give back",
+                size: entry.range.size,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
     /// A snapshot of the RAM as it is now.
     pub fn view(&self) -> RamView {
         RamView::clone(&self.handle.memory())
@@ -444,6 +458,30 @@ mod tests {
         ram.remove(0).unwrap_err();
         assert_eq!(take(&log), "a+0 b+0 b-0 b+0");
         assert_eq!(ram.view().read_obj::<u32>(GuestAddress(16)).unwrap(), 7);
+    }
+
+    #[test]
+    fn recycled_ram_is_zero_and_nobody_listens() {
+        let log = Log::default();
+        for share in [Share::Private, Share::Shared] {
+            let mut ram = GuestRam::new();
+            ram.listen(Box::new(Listener::new("a", &log))).unwrap();
+            ram.add(
+                0,
+                2 * MIB,
+                &Backing {
+                    share,
+                    ..Backing::default()
+                },
+            )
+            .unwrap();
+            ram.view().write_obj(7u32, GuestAddress(16)).unwrap();
+            take(&log);
+            ram.recycle().unwrap();
+            assert_eq!(ram.view().read_obj::<u32>(GuestAddress(16)).unwrap(), 0);
+            ram.listen(Box::new(Listener::new("b", &log))).unwrap();
+            assert_eq!(take(&log), "b+0");
+        }
     }
 
     #[test]

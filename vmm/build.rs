@@ -1,0 +1,48 @@
+//! Compiles the system call profiles in `seccomp/` to BPF, one `kill` and one `log` variant each.
+
+#![allow(
+    clippy::expect_used,
+    clippy::panic,
+    reason = "a build script fails by panicking"
+)]
+
+use std::fmt::Write;
+use std::path::Path;
+use std::{env, fs};
+
+const THREADS: [&str; 3] = ["ctl", "io", "vcpu"];
+
+fn main() {
+    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the architecture");
+    let target = arch.as_str().try_into().unwrap_or_else(|_| {
+        panic!("seccompiler knows no system calls of {arch}: there are no filters for it yet")
+    });
+    let mut code = String::new();
+    for action in ["kill_process", "log"] {
+        for thread in THREADS {
+            let path = format!("seccomp/{thread}.json");
+            println!("cargo::rerun-if-changed={path}");
+            let text = fs::read_to_string(&path).expect("the profile is in the package");
+            let text = text.replacen("\"kill_process\"", &format!("\"{action}\""), 1);
+            let filters = seccompiler::compile_from_json(text.as_bytes(), target)
+                .unwrap_or_else(|error| panic!("{path}: {error}"));
+            let program = filters
+                .get(thread)
+                .unwrap_or_else(|| panic!("{path}: no `{thread}`"));
+            let name = format!("{thread}_{action}").to_uppercase();
+            writeln!(
+                code,
+                "pub(super) static {name}: [Instruction; {}] = [",
+                program.len()
+            )
+            .expect("a string takes all");
+            for i in program {
+                writeln!(code, "    ({}, {}, {}, {}),", i.code, i.jt, i.jf, i.k)
+                    .expect("a string takes all");
+            }
+            code.push_str("];\n");
+        }
+    }
+    let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
+    fs::write(Path::new(&out).join("seccomp.rs"), code).expect("OUT_DIR is writable");
+}

@@ -1,0 +1,321 @@
+//! The plan: everything decided before anything is acquired. Pure and printable.
+
+use std::collections::BTreeMap;
+
+use serde::Serialize;
+use testudo_arch::Span;
+use testudo_arch::x86_64::acpi::{self, AcpiTables, DescribeError, MachineDesc};
+use testudo_arch::x86_64::layout::{gsi, port};
+use testudo_arch::x86_64::mtrr::{self, MtrrError, MtrrPlan};
+use testudo_arch::x86_64::{MapError, MapRequest, MemoryMap, Topology};
+use testudo_boot::{Cmdline, CmdlineError};
+use testudo_pci::Bdf;
+use thiserror::Error;
+use virtio_devices::VirtioPci;
+use vm_allocator::{AddressAllocator, AllocPolicy};
+
+use crate::host::HostFacts;
+use crate::spec::Spec;
+
+/// Highest PCI bus number: there is no bridge yet to put a bus behind.
+const LAST_BUS: u8 = 0;
+
+/// What will be built.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// The host it was planned for.
+    pub host: HostFacts,
+    /// Guest-physical address space.
+    pub memory: MemoryMap,
+    /// Memory types, the same for every vCPU.
+    pub mtrr: MtrrPlan,
+    /// vCPUs.
+    pub cpus: Vec<CpuPlan>,
+    /// Devices at fixed places.
+    pub platform: Vec<PlatformPlan>,
+    /// PCI functions.
+    pub pci: Vec<PciPlan>,
+    /// Firmware tables by name.
+    pub acpi: BTreeMap<&'static str, TablePlan>,
+    /// Kernel command line.
+    pub cmdline: String,
+    #[serde(skip)]
+    pub(crate) tables: AcpiTables,
+    #[serde(skip)]
+    pub(crate) topology: Topology,
+    #[serde(skip)]
+    pub(crate) parsed_cmdline: Cmdline,
+}
+
+/// One vCPU.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct CpuPlan {
+    /// Index, from 0.
+    pub index: u16,
+    /// APIC id.
+    pub apic_id: u32,
+    /// Host CPUs its thread is bound to, as a list.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host_cpus: Option<String>,
+}
+
+/// A device at a fixed place.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlatformPlan {
+    /// What it is.
+    pub device: &'static str,
+    /// First port.
+    pub port: u16,
+    /// Ports.
+    pub ports: u16,
+    /// Interrupt line.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gsi: Option<u32>,
+}
+
+/// A PCI function.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PciPlan {
+    /// Bus, device and function.
+    #[serde(serialize_with = "display")]
+    pub bdf: Bdf,
+    /// What it is.
+    pub device: PciDevice,
+    /// BARs by index.
+    pub bars: BTreeMap<u8, Span>,
+}
+
+/// What a PCI function is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PciDevice {
+    /// The host bridge.
+    HostBridge,
+    /// The entropy device.
+    VirtioRng,
+}
+
+impl PciDevice {
+    /// Its name in the plan and in `ctl info`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HostBridge => "host-bridge",
+            Self::VirtioRng => "virtio-rng",
+        }
+    }
+}
+
+/// A firmware table.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct TablePlan {
+    /// Guest-physical address.
+    pub gpa: u64,
+    /// Bytes.
+    pub size: usize,
+}
+
+fn display<S: serde::Serializer>(bdf: &Bdf, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(bdf)
+}
+
+/// No machine can be planned.
+#[derive(Debug, Error)]
+pub enum PlanError {
+    /// The host runs fewer vCPUs.
+    #[error("{vcpus} vCPUs: this host's KVM allows {max}")]
+    TooManyVcpus {
+        /// Asked for.
+        vcpus: u16,
+        /// What the host allows.
+        max: u32,
+    },
+    /// The host knows no such CPU ids.
+    #[error(
+        "the CPU topology needs ids up to {id}: this host's KVM allows ids below {max}; use fewer sockets, or powers of two"
+    )]
+    VcpuId {
+        /// Highest id.
+        id: u32,
+        /// What the host allows.
+        max: u32,
+    },
+    /// A wider address than the host maps.
+    #[error("{bits} physical address bits: this host's KVM maps {max}")]
+    PhysBits {
+        /// Asked for.
+        bits: u8,
+        /// What the host maps.
+        max: u8,
+    },
+    /// The address space.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// Memory types.
+    #[error(transparent)]
+    Mtrr(#[from] MtrrError),
+    /// Firmware tables.
+    #[error("firmware tables")]
+    Describe(#[from] DescribeError),
+    /// Command line.
+    #[error(transparent)]
+    Cmdline(#[from] CmdlineError),
+    /// The 64-bit PCI window is full.
+    #[error(
+        "no room for BAR {bar} of {device} ({size:#x} bytes) in the 64-bit PCI window {window}; raise --phys-bits"
+    )]
+    NoBarRoom {
+        /// The function.
+        device: &'static str,
+        /// BAR index.
+        bar: u8,
+        /// Bytes.
+        size: u64,
+        /// The window.
+        window: Span,
+    },
+    /// The root bus is full.
+    #[error("no PCI slot left for {device}: the root bus has 32")]
+    NoSlot {
+        /// The function.
+        device: &'static str,
+    },
+}
+
+impl Plan {
+    /// Plans the machine `spec` describes on `host`.
+    pub fn new(spec: &Spec, host: HostFacts) -> Result<Self, PlanError> {
+        let topology = spec.cpus.topology;
+        let phys_bits = check_host(spec, &host)?;
+        let memory = MemoryMap::plan_with(&MapRequest {
+            ram_bytes: spec.memory.size,
+            guest_phys_bits: phys_bits,
+            hotplug_bytes: 0,
+        })?;
+        let mtrr = mtrr::plan(&memory, phys_bits, host.mtrr_slots)?;
+        let tables = acpi::describe(&MachineDesc {
+            map: &memory,
+            topology,
+            present_vcpus: topology.vcpus(),
+            last_pci_bus: LAST_BUS,
+            serial: true,
+            pvpanic: true,
+        })?;
+        let acpi = tables
+            .blobs
+            .iter()
+            .map(|b| {
+                let (gpa, size) = (b.gpa, b.bytes.len());
+                (b.name, TablePlan { gpa, size })
+            })
+            .collect();
+        let parsed_cmdline = Cmdline::new(&spec.boot.cmdline)?;
+        Ok(Self {
+            host,
+            mtrr,
+            cpus: cpus(spec),
+            platform: platform(),
+            pci: pci(spec, &memory)?,
+            acpi,
+            cmdline: parsed_cmdline.as_str().to_owned(),
+            memory,
+            tables,
+            topology,
+            parsed_cmdline,
+        })
+    }
+}
+
+/// What the host cannot do, and the address width if it can.
+fn check_host(spec: &Spec, host: &HostFacts) -> Result<u8, PlanError> {
+    let topology = spec.cpus.topology;
+    let vcpus = topology.vcpus();
+    if u32::from(vcpus) > host.max_vcpus {
+        let max = host.max_vcpus;
+        return Err(PlanError::TooManyVcpus { vcpus, max });
+    }
+    let id = topology.max_apic_id();
+    if id >= host.max_vcpu_id {
+        let max = host.max_vcpu_id;
+        return Err(PlanError::VcpuId { id, max });
+    }
+    let max = host.guest_phys_bits;
+    match spec.cpus.phys_bits {
+        Some(bits) if bits > max => Err(PlanError::PhysBits { bits, max }),
+        Some(bits) => Ok(bits),
+        None => Ok(max),
+    }
+}
+
+fn cpus(spec: &Spec) -> Vec<CpuPlan> {
+    (0..)
+        .zip(spec.cpus.topology.apic_ids())
+        .map(|(index, apic_id)| CpuPlan {
+            index,
+            apic_id,
+            host_cpus: spec
+                .cpus
+                .affinity
+                .iter()
+                .find(|a| a.cpu == index)
+                .map(|a| a.host.to_string()),
+        })
+        .collect()
+}
+
+fn platform() -> Vec<PlatformPlan> {
+    let at = |device, port, ports, gsi| PlatformPlan {
+        device,
+        port,
+        ports,
+        gsi,
+    };
+    vec![
+        at("i8042", port::I8042, 1, None),
+        at("system-control", 0x61, 1, None),
+        at("i8042-command", port::I8042 + 4, 1, None),
+        at("cmos", port::CMOS, 2, None),
+        at("debug-port", port::DEBUG, 1, None),
+        at("serial", port::SERIAL, port::SERIAL_SIZE, Some(gsi::SERIAL)),
+        at("pvpanic", port::PVPANIC, 1, None),
+        at("acpi", port::ACPI, port::ACPI_SIZE, Some(gsi::GED)),
+        at("pci-config", port::PCI_CONFIG, port::PCI_CONFIG_SIZE, None),
+    ]
+}
+
+fn pci(spec: &Spec, map: &MemoryMap) -> Result<Vec<PciPlan>, PlanError> {
+    let window = map.mmio64();
+    let mut room = AddressAllocator::new(window.base(), window.size()).ok();
+    let mut functions = vec![PciPlan {
+        bdf: Bdf::HOST_BRIDGE,
+        device: PciDevice::HostBridge,
+        bars: BTreeMap::new(),
+    }];
+    let virtio = spec.rng.iter().map(|_| PciDevice::VirtioRng);
+    for (slot, kind) in (1..).zip(virtio) {
+        let device = kind.name();
+        let bdf = Bdf::new(0, slot, 0).ok_or(PlanError::NoSlot { device })?;
+        let base = room
+            .as_mut()
+            .and_then(|r| {
+                r.allocate(
+                    VirtioPci::BAR_SIZE,
+                    VirtioPci::BAR_SIZE,
+                    AllocPolicy::FirstMatch,
+                )
+                .ok()
+            })
+            .and_then(|range| Span::new(range.start(), VirtioPci::BAR_SIZE))
+            .ok_or(PlanError::NoBarRoom {
+                device,
+                bar: VirtioPci::BAR,
+                size: VirtioPci::BAR_SIZE,
+                window,
+            })?;
+        functions.push(PciPlan {
+            bdf,
+            device: kind,
+            bars: BTreeMap::from([(VirtioPci::BAR, base)]),
+        });
+    }
+    Ok(functions)
+}

@@ -1,0 +1,17 @@
+//! What a VM shall be: from words ([`Config`]) to a checked [`Spec`].
+
+mod check;
+mod config;
+mod cpulist;
+mod size;
+mod source;
+
+pub use check::{Affinity, Boot, Cpus, Memory, Rng, Spec, SpecError};
+pub use config::{
+    AffinityConfig, BootConfig, Config, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig,
+    OnPanic, OnReset, ParseError, Protocol, RngConfig, Seccomp, TopologyConfig,
+};
+pub use cpulist::{CpuList, CpuListError};
+pub use size::{ByteSize, SizeError};
+pub(crate) use source::inherited;
+pub use source::{Source, SourceError};
