@@ -2,10 +2,11 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
 
 /// A non-empty range of guest-physical addresses, in bytes, that ends at or below 2^64 − 1.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Span {
     pub(crate) base: u64,
     pub(crate) size: u64,
@@ -61,6 +62,25 @@ impl Span {
     /// Whether the two share an address.
     pub const fn overlaps(&self, other: &Self) -> bool {
         self.base <= other.last() && other.base <= self.last()
+    }
+}
+
+/// Base and size as hexadecimal strings: read by people, and exact where numbers are 53 bits wide.
+impl Serialize for Span {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut fields = serializer.serialize_struct("Span", 2)?;
+        fields.serialize_field("base", &Hex(self.base))?;
+        fields.serialize_field("size", &Hex(self.size))?;
+        fields.end()
+    }
+}
+
+/// A number that is serialised as a hexadecimal string.
+pub(crate) struct Hex(pub(crate) u64);
+
+impl Serialize for Hex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(&format_args!("{:#x}", self.0))
     }
 }
 

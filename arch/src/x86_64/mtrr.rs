@@ -8,11 +8,11 @@
 //!
 //! All of it is SDM 3A §12.11.
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use thiserror::Error;
 
 use super::layout::MemoryMap;
-use crate::Span;
+use crate::span::{Hex, Span};
 
 /// IA32_MTRR_DEF_TYPE.
 pub const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -117,8 +117,14 @@ pub enum MtrrError {
 pub struct VariableRange {
     span: Span,
     kind: MemoryType,
+    #[serde(serialize_with = "hex")]
     base_msr: u64,
+    #[serde(serialize_with = "hex")]
     mask_msr: u64,
+}
+
+fn hex<S: Serializer>(value: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    Hex(*value).serialize(serializer)
 }
 
 impl VariableRange {
