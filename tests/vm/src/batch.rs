@@ -40,23 +40,15 @@ impl Test {
 #[derive(Serialize)]
 pub struct Batch {
     /// Given to `--batch`.
-    pub name: &'static str,
-    /// What the lab emulates.
-    pub arch: &'static str,
+    pub batch: &'static str,
     /// CPUs of the lab.
     pub cpus: u32,
-    /// Memory of the lab.
-    pub memory_mib: u64,
+    /// Memory of the lab, such as `4G`.
+    pub memory: &'static str,
     /// 2-MiB pages set aside in it.
     pub hugepages: u64,
-    /// Is an IOMMU needed?
-    pub iommu: bool,
-    /// QEMU `-device` values.
-    pub devices: &'static [&'static str],
-    /// Kernel modules beside the usual ones.
-    pub modules: &'static [&'static str],
-    /// Limit for the whole lab.
-    pub timeout_s: u64,
+    /// Seconds until the whole lab is ended.
+    pub timeout: u64,
     /// The tests, in order.
     #[serde(skip)]
     pub tests: fn() -> Vec<Test>,
@@ -65,27 +57,19 @@ pub struct Batch {
 /// What runs in labs.
 pub const BATCHES: [Batch; 2] = [
     Batch {
-        name: "boot",
-        arch: "x86_64",
+        batch: "boot",
         cpus: 1,
-        memory_mib: 4096,
+        memory: "4G",
         hugepages: 160,
-        iommu: false,
-        devices: &[],
-        modules: &[],
-        timeout_s: 1500,
+        timeout: 1800,
         tests: || [tests::boot::TESTS, tests::cpus::TESTS, tests::memory::TESTS].concat(),
     },
     Batch {
-        name: "behaviour",
-        arch: "x86_64",
+        batch: "behaviour",
         cpus: 1,
-        memory_mib: 2048,
+        memory: "2G",
         hugepages: 0,
-        iommu: false,
-        devices: &[],
-        modules: &[],
-        timeout_s: 1500,
+        timeout: 1800,
         tests: || {
             [
                 tests::bad_input::TESTS,
@@ -108,7 +92,10 @@ pub fn tests_of(name: &str) -> Option<Vec<Test>> {
     if name == SELF_TEST {
         return Some(tests::harness::TESTS.to_vec());
     }
-    BATCHES.iter().find(|b| b.name == name).map(|b| (b.tests)())
+    BATCHES
+        .iter()
+        .find(|b| b.batch == name)
+        .map(|b| (b.tests)())
 }
 
 #[cfg(test)]
@@ -122,7 +109,7 @@ mod check {
         for batch in &BATCHES {
             let tests = (batch.tests)();
             let limits: u64 = tests.iter().map(|t| t.limit.as_secs()).max().unwrap_or(0);
-            assert!(limits < batch.timeout_s);
+            assert!(limits < batch.timeout);
             for test in tests {
                 assert!(seen.insert(test.name), "{} twice", test.name);
                 assert!(test.name.contains("::"), "{}", test.name);

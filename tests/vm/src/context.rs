@@ -4,31 +4,34 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use serde::Deserialize;
+
 use crate::capture::Capture;
 use crate::launch::Launch;
 use crate::outcome::Verdict;
 
-/// Files that tests work with.
-#[derive(Debug, Clone, clap::Args)]
+/// Files that tests work with, as `cargo xtask` lists them in a JSON file.
+#[derive(Debug, Clone, Default, Deserialize)]
 pub struct Images {
     /// The VMM under test.
-    #[arg(long, default_value = "")]
     pub vmm: PathBuf,
+    /// Our kernel.
+    pub own: Forms,
     /// Debian's cloud kernel as shipped.
-    #[arg(long, default_value = "")]
-    pub kernel_stock_bzimage: PathBuf,
-    /// Debian's cloud kernel, unpacked.
-    #[arg(long, default_value = "")]
-    pub kernel_stock_vmlinux: PathBuf,
-    /// Our kernel, compressed.
-    #[arg(long, default_value = "")]
-    pub kernel_own_bzimage: PathBuf,
-    /// Our kernel, ELF.
-    #[arg(long, default_value = "")]
-    pub kernel_own_vmlinux: PathBuf,
+    pub stock: Forms,
     /// The test initramfs, with modules for Debian's kernel.
-    #[arg(long, default_value = "")]
     pub initramfs: PathBuf,
+    /// The same without modules, for ours.
+    pub initramfs_bare: PathBuf,
+}
+
+/// One kernel in both forms.
+#[derive(Debug, Clone, Default, Deserialize)]
+pub struct Forms {
+    /// Compressed, with the Linux boot header.
+    pub bzimage: PathBuf,
+    /// ELF.
+    pub vmlinux: PathBuf,
 }
 
 /// Which kernel.
@@ -87,10 +90,10 @@ impl Ctx {
     /// The image of a kernel.
     pub fn kernel(&self, kernel: Kernel) -> &Path {
         match kernel {
-            Kernel::StockBzimage => &self.images.kernel_stock_bzimage,
-            Kernel::StockVmlinux => &self.images.kernel_stock_vmlinux,
-            Kernel::OwnBzimage => &self.images.kernel_own_bzimage,
-            Kernel::OwnVmlinux => &self.images.kernel_own_vmlinux,
+            Kernel::StockBzimage => &self.images.stock.bzimage,
+            Kernel::StockVmlinux => &self.images.stock.vmlinux,
+            Kernel::OwnBzimage => &self.images.own.bzimage,
+            Kernel::OwnVmlinux => &self.images.own.vmlinux,
         }
     }
 

@@ -58,7 +58,7 @@ impl<'a> Launch<'a> {
         let mut launch = Launch::bare(ctx).arg("run");
         launch.guest = Some(Guest {
             kernel: ctx.kernel(Kernel::OwnBzimage).into(),
-            initrd: Some(ctx.images.initramfs.clone().into()),
+            initrd: Some(ctx.images.initramfs_bare.clone().into()),
             cmdline: format!("console=ttyS0 quiet panic=-1 testudo.do={orders}"),
         });
         launch
@@ -82,6 +82,7 @@ impl<'a> Launch<'a> {
         if let Some(guest) = &mut self.guest {
             guest.kernel = self.ctx.kernel(kernel).into();
             if kernel.is_stock() {
+                guest.initrd = Some(self.ctx.images.initramfs.clone().into());
                 guest.cmdline = guest
                     .cmdline
                     .replacen("testudo.do=", "testudo.do=modules,", 1);

@@ -27,7 +27,7 @@ mod running;
 mod smaps;
 mod tests;
 
-pub use context::{Ctx, Images, Kernel};
+pub use context::{Ctx, Forms, Images, Kernel};
 pub use facts::Facts;
 pub use launch::Launch;
 pub use outcome::{Outcome, Verdict};

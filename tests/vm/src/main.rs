@@ -1,7 +1,7 @@
 //! `vm-tests`: runs one batch of VM tests, in the lab or on any host with a usable `/dev/kvm`.
 #![allow(clippy::print_stdout, reason = "it reports on stdout")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -27,8 +27,9 @@ struct Cli {
     /// Write a JUnit report.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
-    #[command(flatten)]
-    images: Images,
+    /// JSON file that says where the VMM, kernels and initramfs are.
+    #[arg(long, value_name = "FILE")]
+    kernels: Option<PathBuf>,
 }
 
 fn main() -> Result<ExitCode> {
@@ -65,19 +66,28 @@ fn main() -> Result<ExitCode> {
     })
 }
 
-/// A missing image would fail every test with a riddle.
-fn require(images: &Images) -> Result<()> {
-    for (flag, path) in [
-        ("--vmm", &images.vmm),
-        ("--kernel-stock-bzimage", &images.kernel_stock_bzimage),
-        ("--kernel-stock-vmlinux", &images.kernel_stock_vmlinux),
-        ("--kernel-own-bzimage", &images.kernel_own_bzimage),
-        ("--kernel-own-vmlinux", &images.kernel_own_vmlinux),
-        ("--initramfs", &images.initramfs),
+/// Reads the list. A missing file would fail every test with a riddle.
+fn images(list: &Path) -> Result<Images> {
+    let text =
+        std::fs::read_to_string(list).with_context(|| format!("cannot read {}", list.display()))?;
+    let images: Images = serde_json::from_str(&text)
+        .with_context(|| format!("cannot understand {}", list.display()))?;
+    for path in [
+        &images.vmm,
+        &images.own.bzimage,
+        &images.own.vmlinux,
+        &images.stock.bzimage,
+        &images.stock.vmlinux,
+        &images.initramfs,
+        &images.initramfs_bare,
     ] {
         if !path.is_file() {
-            bail!("{flag} {}: there is no such file", path.display());
+            bail!(
+                "{} names {}, and there is no such file",
+                list.display(),
+                path.display()
+            );
         }
     }
-    Ok(())
+    Ok(images)
 }

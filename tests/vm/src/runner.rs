@@ -123,17 +123,11 @@ fn words(panic: &(dyn std::any::Any + Send)) -> String {
 mod tests {
     use super::*;
     use crate::ensure;
-    use std::path::PathBuf;
 
     fn images() -> Images {
-        let none = PathBuf::new;
         Images {
             vmm: "/bin/sh".into(),
-            kernel_stock_bzimage: none(),
-            kernel_stock_vmlinux: none(),
-            kernel_own_bzimage: none(),
-            kernel_own_vmlinux: none(),
-            initramfs: none(),
+            ..Images::default()
         }
     }
 

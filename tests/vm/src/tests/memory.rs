@@ -92,9 +92,9 @@ fn ram_is_all_there(facts: &Facts, bytes: u64) -> Verdict {
     );
     let above = ram.iter().any(|r| r.first >= 4 * GIB);
     ensure!(above == (bytes > 3 * GIB), "RAM above 4 GiB: {above}");
-    // The kernel's own share: its image, and 64 bytes for each 4 KiB.
+    // The kernel's own share: its image, its hash tables, and 64 bytes for each 4 KiB.
     let total: u64 = facts.number::<u64>("mem_total_kib")? << 10;
-    let share = bytes / 50 + 64 * MIB;
+    let share = bytes / 32 + 64 * MIB;
     ensure!(
         total + share > bytes,
         "only {total:#x} of {bytes:#x} bytes are usable"
