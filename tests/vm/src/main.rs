@@ -49,16 +49,12 @@ fn main() -> Result<ExitCode> {
         }
         return Ok(ExitCode::SUCCESS);
     }
-    if name != SELF_TEST {
-        require(&cli.images)?;
-    }
-    let passed = runner::run(
-        &name,
-        &tests,
-        &cli.filter,
-        &cli.images,
-        cli.junit.as_deref(),
-    )?;
+    let images = match &cli.kernels {
+        Some(path) => images(path)?,
+        None if name == SELF_TEST => Images::default(),
+        None => bail!("--kernels is missing: the file that says where VMM and kernels are"),
+    };
+    let passed = runner::run(&name, &tests, &cli.filter, &images, cli.junit.as_deref())?;
     Ok(if passed {
         ExitCode::SUCCESS
     } else {

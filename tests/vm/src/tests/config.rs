@@ -24,7 +24,7 @@ fn config(ctx: &Ctx, orders: &str) -> Value {
     json!({
         "boot": {
             "kernel": ctx.kernel(Kernel::OwnBzimage),
-            "initrd": ctx.images.initramfs,
+            "initrd": ctx.images.initramfs_bare,
             "cmdline": format!("console=ttyS0 quiet panic=-1 testudo.do={orders}"),
         },
         "cpus": { "count": 2 },
@@ -109,7 +109,7 @@ fn descriptors(ctx: &Ctx) -> Verdict {
     for kernel in [Kernel::OwnBzimage, Kernel::OwnVmlinux] {
         let mut launch = ctx.guest("say=by-descriptor,poweroff");
         let image = launch.pass(&File::open(ctx.kernel(kernel))?)?;
-        let initrd = launch.pass(&File::open(&ctx.images.initramfs)?)?;
+        let initrd = launch.pass(&File::open(&ctx.images.initramfs_bare)?)?;
         let kvm = File::options().read(true).write(true).open("/dev/kvm")?;
         let kvm = launch.pass(&kvm)?;
         let done = launch
