@@ -8,11 +8,14 @@ use crate::Segment;
 
 /// Bytes of one step: a kind, a width, a value and an address.
 const STEP: usize = 16;
+/// How far into a window way 2 reaches.
+const NEAR: u64 = (16 << 20) - 1;
 
 /// Runs `bytes` as accesses against `segment` through `mmio`, ECAM and ports 0xcf8 to 0xcff.
 ///
-/// Each step takes 16 bytes: way (0 ECAM, 1 mechanism #1, else MMIO) and direction, width, six
-/// bytes of address, eight of data. Nothing a guest can do through these three may panic or hang.
+/// Each step takes 16 bytes: way (0 ECAM, 1 mechanism #1, 2 the first 16 MiB of the first memory
+/// window, 3 anywhere on the MMIO bus) and direction (bit 7), width, six bytes of address, eight
+/// of data. Nothing a guest can do through these may panic or hang.
 pub fn run(segment: &Segment, mmio: &Bus, bytes: &[u8]) {
     let (ecam, cf8) = (segment.ecam(), segment.cf8());
     for step in bytes.as_chunks::<STEP>().0 {
@@ -38,11 +41,17 @@ pub fn run(segment: &Segment, mmio: &Bus, bytes: &[u8]) {
                 data,
                 write,
             ),
-            _ if write => {
-                mmio.write(address, data);
-            }
-            _ => {
-                mmio.read(address, data);
+            way => {
+                let window = segment.first_window().filter(|_| way == 2);
+                let at = match window {
+                    Some(base) => base.wrapping_add(address & NEAR),
+                    None => address,
+                };
+                if write {
+                    mmio.write(at, data);
+                } else {
+                    mmio.read(at, data);
+                }
             }
         }
     }

@@ -176,6 +176,10 @@ impl Segment {
         }
     }
 
+    pub(crate) fn first_window(&self) -> Option<u64> {
+        self.shared.apertures.ranges.first().map(Range::base)
+    }
+
     /// The functions present, in order of address.
     pub fn functions(&self) -> Vec<Bdf> {
         self.shared.functions().keys().copied().collect()

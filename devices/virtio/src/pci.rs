@@ -309,3 +309,6 @@ impl Interrupts for Frozen {
         Some(self.vectors.get(vector)?.eventfd())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,286 @@
+use std::sync::atomic::AtomicUsize;
 
+use proptest::prelude::*;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::*;
+use crate::driver::{
+    Areas, BUFFERS, Desc, NEXT, WRITE, get_u16, offer, put_u16, ram, used_from, write_desc,
+};
+use crate::features;
+use crate::signal::Interrupts;
+
+#[derive(Default)]
+struct Count(AtomicUsize);
+
+impl Interrupts for Count {
+    fn queue(&self, _index: u16) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+    }
+    fn config(&self) {}
+    fn queue_event(&self, _index: u16) -> Option<&EventFd> {
+        None
+    }
+}
+
+struct Bench {
+    ram: RamView,
+    areas: Areas,
+    queue: VirtQueue,
+    fired: Arc<Count>,
+}
+
+impl Bench {
+    fn new(size: u16, negotiated: u64) -> Self {
+        let ram = ram();
+        let areas = Areas::of(0, size);
+        let registers = QueueRegisters {
+            size,
+            enabled: true,
+            descriptors: areas.desc,
+            driver: areas.avail,
+            device: areas.used,
+            ..QueueRegisters::new(256)
+        };
+        let checked = CheckedQueue::check(0, &registers, negotiated, &ram).unwrap();
+        let fired = Arc::new(Count::default());
+        let interrupt = QueueInterrupt::new(fired.clone(), 0);
+        let queue = VirtQueue::new(checked, interrupt, Arc::default());
+        Self {
+            ram,
+            areas,
+            queue,
+            fired,
+        }
+    }
+
+    fn offer(&self, head: u16) {
+        let desc = Desc::new(BUFFERS + u64::from(head) * 64, 64, WRITE, 0);
+        write_desc(&self.ram, self.areas.desc, head, desc);
+        offer(&self.ram, &self.areas, head);
+    }
+
+    fn pop(&mut self) -> Chain {
+        self.queue.pop(&self.ram).unwrap().unwrap()
+    }
+
+    fn push(&mut self, chain: Chain, written: u32) {
+        self.queue.push(&self.ram, chain, written).unwrap();
+    }
+
+    fn fired(&self) -> usize {
+        self.fired.0.load(Ordering::SeqCst)
+    }
+}
+
+/// CVE-2016-5403: a driver that makes the same chains available again and again.
+#[test]
+fn no_more_chains_are_in_flight_than_the_queue_has_descriptors() {
+    let mut bench = Bench::new(4, 0);
+    let mut held = Vec::new();
+    for head in 0..4 {
+        bench.offer(head);
+        held.push(bench.pop());
+    }
+    assert_eq!(bench.queue.in_flight(), 4);
+    assert!(bench.queue.pop(&bench.ram).unwrap().is_none());
+    bench.offer(0);
+    let err = bench.queue.pop(&bench.ram).unwrap_err();
+    assert!(matches!(err, QueueFault::InFlight { size: 4 }));
+    assert_eq!(bench.queue.in_flight(), 4);
+}
+
+#[test]
+fn chains_may_return_out_of_order_and_lengths_are_clamped() {
+    let mut bench = Bench::new(4, 0);
+    bench.offer(2);
+    bench.offer(1);
+    let (a, b) = (bench.pop(), bench.pop());
+    bench.push(b, 5);
+    bench.push(a, u32::MAX);
+    assert_eq!(used_from(&bench.ram, &bench.areas, 0), [(1, 5), (2, 64)]);
+    assert_eq!(bench.queue.in_flight(), 0);
+    assert_eq!(bench.queue.positions(), (2, 2));
+}
+
+#[test]
+fn an_undone_pop_comes_again() {
+    let mut bench = Bench::new(4, 0);
+    bench.offer(3);
+    let chain = bench.pop();
+    bench.queue.undo_pop(chain);
+    assert_eq!(bench.queue.in_flight(), 0);
+    let chain = bench.pop();
+    bench.push(chain, 1);
+    assert_eq!(used_from(&bench.ram, &bench.areas, 0), [(3, 1)]);
+}
+
+#[test]
+fn one_interrupt_a_batch_and_none_for_nothing() {
+    let mut bench = Bench::new(8, 0);
+    bench.queue.notify(&bench.ram).unwrap();
+    assert_eq!(bench.fired(), 0);
+    for head in 0..3 {
+        bench.offer(head);
+    }
+    for _ in 0..3 {
+        let chain = bench.pop();
+        bench.push(chain, 1);
+    }
+    bench.queue.notify(&bench.ram).unwrap();
+    bench.queue.notify(&bench.ram).unwrap();
+    assert_eq!(bench.fired(), 1);
+}
+
+#[test]
+fn the_no_interrupt_flag_counts_without_event_idx() {
+    let mut bench = Bench::new(8, 0);
+    put_u16(&bench.ram, bench.areas.avail, 1);
+    bench.offer(0);
+    let chain = bench.pop();
+    bench.push(chain, 1);
+    bench.queue.notify(&bench.ram).unwrap();
+    assert_eq!(bench.fired(), 0);
+    assert_eq!(bench.queue.counters().suppressed.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn event_idx_decides_with_event_idx() {
+    let mut bench = Bench::new(8, features::EVENT_IDX);
+    let used_event = bench.areas.avail + 4 + 8 * 2;
+    put_u16(&bench.ram, used_event, 1);
+    // The flag means nothing here.
+    put_u16(&bench.ram, bench.areas.avail, 1);
+    for (head, fired) in [(0, 0), (1, 1), (2, 1)] {
+        bench.offer(head);
+        let chain = bench.pop();
+        bench.push(chain, 1);
+        bench.queue.notify(&bench.ram).unwrap();
+        assert_eq!(bench.fired(), fired);
+    }
+}
+
+#[test]
+fn kicks_are_paused_and_resumed_by_flag_and_by_index() {
+    let mut bench = Bench::new(8, 0);
+    bench.queue.pause_kicks(&bench.ram).unwrap();
+    assert_eq!(get_u16(&bench.ram, bench.areas.used), 1);
+    assert!(!bench.queue.resume_kicks(&bench.ram).unwrap());
+    assert_eq!(get_u16(&bench.ram, bench.areas.used), 0);
+
+    let mut bench = Bench::new(8, features::EVENT_IDX);
+    bench.offer(0);
+    let chain = bench.pop();
+    bench.push(chain, 0);
+    assert!(!bench.queue.resume_kicks(&bench.ram).unwrap());
+    let avail_event = bench.areas.used + 4 + 8 * 8;
+    assert_eq!(get_u16(&bench.ram, avail_event), 1);
+    bench.offer(0);
+    assert!(bench.queue.resume_kicks(&bench.ram).unwrap(), "one came");
+}
+
+#[test]
+fn indices_wrap() {
+    let mut bench = Bench::new(2, features::EVENT_IDX);
+    for _ in 0..0x1_0010_u32 {
+        bench.offer(1);
+        let chain = bench.pop();
+        bench.push(chain, 7);
+    }
+    assert_eq!(bench.queue.positions(), (0x10, 0x10));
+    assert_eq!(get_u16(&bench.ram, bench.areas.used + 2), 0x10);
+}
+
+#[test]
+fn slices_cover_the_chain() {
+    let mut bench = Bench::new(4, 0);
+    let parts = [(0, 3, NEXT), (10, 5, NEXT | WRITE), (20, 7, WRITE)];
+    for (index, (at, len, flags)) in (0..).zip(parts) {
+        let desc = Desc::new(BUFFERS + at, len, flags, index + 1);
+        write_desc(&bench.ram, bench.areas.desc, index, desc);
+    }
+    offer(&bench.ram, &bench.areas, 0);
+    let chain = bench.pop();
+    let lens = |slices: Vec<vm_memory::VolatileSlice<'_>>| -> Vec<usize> {
+        slices.iter().map(vm_memory::VolatileSlice::len).collect()
+    };
+    assert_eq!(lens(chain.readable_slices(&bench.ram).unwrap()), [3]);
+    assert_eq!(lens(chain.writable_slices(&bench.ram).unwrap()), [5, 7]);
+    let gone = RamView::from_ranges(&[(GuestAddress(0), 0x1000)]).unwrap();
+    assert!(chain.writable_slices(&gone).is_err());
+    assert!(chain.write(&gone, 0, &[1]).is_err());
+    assert!(chain.read(&gone, 0, &mut [1]).is_err());
+}
+
+proptest! {
+    /// Reads and writes at any offset are reads and writes of the concatenated buffers.
+    #[test]
+    fn chains_read_and_write_as_one_piece(
+        lens in prop::collection::vec(0_u32..50, 1..6),
+        offset in 0_u32..300,
+        data in prop::collection::vec(any::<u8>(), 0..300),
+        writable in any::<bool>(),
+    ) {
+        let mut bench = Bench::new(8, 0);
+        let last = lens.len() - 1;
+        let mut cells = Vec::new();
+        for (index, len) in (0_u16..).zip(&lens) {
+            let at = BUFFERS + u64::from(index) * 0x100;
+            let mut flags = if usize::from(index) < last { NEXT } else { 0 };
+            flags |= if writable { WRITE } else { 0 };
+            write_desc(&bench.ram, bench.areas.desc, index, Desc::new(at, *len, flags, index + 1));
+            cells.extend((0..u64::from(*len)).map(|n| at + n));
+        }
+        for (n, at) in (0_u32..).zip(&cells) {
+            bench.ram.write_obj(n.to_le_bytes()[0], GuestAddress(*at)).unwrap();
+        }
+        offer(&bench.ram, &bench.areas, 0);
+        let chain = bench.pop();
+        let start = usize::try_from(offset).unwrap().min(cells.len());
+        let expected = data.len().min(cells.len() - start);
+        if writable {
+            prop_assert_eq!(chain.write(&bench.ram, offset, &data).unwrap(), expected);
+            for (at, byte) in cells[start..start + expected].iter().zip(&data) {
+                prop_assert_eq!(bench.ram.read_obj::<u8>(GuestAddress(*at)).unwrap(), *byte);
+            }
+        } else {
+            let mut seen = vec![0; data.len()];
+            prop_assert_eq!(chain.read(&bench.ram, offset, &mut seen).unwrap(), expected);
+            for (n, byte) in (offset..).zip(&seen[..expected]) {
+                prop_assert_eq!(*byte, n.to_le_bytes()[0]);
+            }
+        }
+        bench.push(chain, 0);
+    }
+
+    /// Any bytes as descriptors and rings: bounded work, no panic, and every chain taken is inside
+    /// guest RAM.
+    #[test]
+    fn any_rings_are_survived(
+        table in prop::collection::vec((0_u64..0x14_0000, 0_u32..0x2000, 0_u16..8, 0_u16..10), 8),
+        heads in prop::collection::vec(0_u16..10, 0..8),
+        negotiated in prop_oneof![Just(0), Just(features::COMMON)],
+    ) {
+        let mut bench = Bench::new(8, negotiated);
+        for (index, (addr, len, flags, next)) in (0..).zip(table) {
+            write_desc(&bench.ram, bench.areas.desc, index, Desc::new(addr, len, flags, next));
+        }
+        for head in heads {
+            offer(&bench.ram, &bench.areas, head);
+        }
+        for _ in 0..16 {
+            match bench.queue.pop(&bench.ram) {
+                Ok(Some(chain)) => {
+                    let total: u64 = chain.writable().iter().map(|b| u64::from(b.len)).sum();
+                    prop_assert_eq!(total, u64::from(chain.writable_len()));
+                    prop_assert!(chain.readable_slices(&bench.ram).is_ok());
+                    prop_assert!(chain.writable_slices(&bench.ram).is_ok());
+                    if bench.queue.push(&bench.ram, chain, 1).is_err() {
+                        break;
+                    }
+                }
+                Ok(None) | Err(_) => break,
+            }
+        }
+    }
+}
