@@ -81,6 +81,10 @@ pub struct Args {
     /// Huge pages of 2 MiB to set aside.
     #[arg(long, default_value_t = 0, value_name = "N")]
     hugepages: u64,
+    /// A file or folder to copy into the lab's memory before the command starts, with the libraries
+    /// it needs: under --icount the clock leaps whenever the lab reads from this machine. Repeatable.
+    #[arg(long, value_name = "PATH")]
+    stage: Vec<PathBuf>,
     /// A kernel module to load beside the usual ones. Repeatable.
     #[arg(long, value_name = "NAME")]
     module: Vec<String>,
@@ -116,6 +120,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         qemu_args: args.qemu_arg,
         icount: args.icount,
         hugepages: args.hugepages,
+        stage: staged(&args.stage)?,
         modules: args.module,
         timeout: Duration::from_secs(args.timeout),
         env: args.env,
@@ -252,6 +257,29 @@ pub fn environment(spec: &LabSpec) -> Vec<(String, String)> {
     env
 }
 
+/// These paths, absolute, and the shared libraries that those among them need that are programs.
+pub fn staged(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut all = Vec::new();
+    for path in paths {
+        let path =
+            std::path::absolute(path).with_context(|| format!("no path: {}", path.display()))?;
+        // ldd fails on what is no dynamic program; that needs no libraries.
+        let libraries = sh::read(Command::new("ldd").arg(&path)).unwrap_or_default();
+        all.push(path);
+        all.extend(libraries.lines().filter_map(library));
+    }
+    all.sort();
+    all.dedup();
+    Ok(all)
+}
+
+/// The file in a line of ldd(1): `libc.so.6 => /lib/libc.so.6 (0x7f…)`, `/lib64/ld-linux.so.2 (0x7f…)`.
+fn library(line: &str) -> Option<PathBuf> {
+    let file = line.split_once("=>").map_or(line, |(_, file)| file);
+    let file = file.split_whitespace().next()?;
+    file.starts_with('/').then(|| PathBuf::from(file))
+}
+
 /// An output folder that no other lab uses meanwhile.
 pub struct Out {
     /// Absolute.
@@ -331,6 +359,20 @@ mod tests {
         assert_eq!(mebibytes("1500M"), Ok(1500));
         assert_eq!(mebibytes("700"), Ok(700));
         assert!(mebibytes("").is_err() && mebibytes("G").is_err() && mebibytes("4T").is_err());
+    }
+
+    #[test]
+    fn libraries_are_found_in_what_ldd_says() {
+        let said = "\tlinux-vdso.so.1 (0x7ffc)\n\tlibc.so.6 => /lib/libc.so.6 (0x7f)\n\t/lib64/ld.so (0x7f)";
+        let found: Vec<PathBuf> = said.lines().filter_map(library).collect();
+        assert_eq!(
+            found,
+            [
+                PathBuf::from("/lib/libc.so.6"),
+                PathBuf::from("/lib64/ld.so")
+            ]
+        );
+        assert_eq!(library("\tstatically linked"), None);
     }
 
     #[test]

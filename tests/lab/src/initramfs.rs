@@ -74,6 +74,7 @@ pub(crate) fn build(
         late_modules: pack(&late)?,
         modules_dir: kit.modules.clone(),
         release: kit.release.clone(),
+        stage: spec.stage.clone(),
         stdin,
     };
     let orders = serde_json::to_vec(&orders).map_err(io::Error::from)?;

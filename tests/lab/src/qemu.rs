@@ -53,7 +53,8 @@ pub(crate) fn arguments(kit: &Kit, spec: &LabSpec, fds: Fds) -> Vec<String> {
     if spec.icount {
         args.pair("-accel", "tcg,thread=single")
             .pair("-icount", "shift=0,sleep=off");
-        args.pair("-rtc", "clock=vm");
+        // The emulated CPU's random numbers repeat too.
+        args.pair("-rtc", "clock=vm").pair("-seed", 1);
     } else {
         args.pair("-accel", "tcg,thread=multi");
     }
@@ -72,7 +73,12 @@ pub(crate) fn arguments(kit: &Kit, spec: &LabSpec, fds: Fds) -> Vec<String> {
     );
     args.pair("-serial", "chardev:console");
 
-    args.pair("-device", "virtio-serial-pci,id=ports,max_ports=8");
+    // Without an ioeventfd a port is served by the CPU's own thread: at once, in virtual time.
+    let eventfd = if spec.icount { ",ioeventfd=off" } else { "" };
+    args.pair(
+        "-device",
+        format!("virtio-serial-pci,id=ports,max_ports=8{eventfd}"),
+    );
     for (name, fd) in [
         (CTL, fds.ctl),
         (OUT, fds.out),
@@ -176,7 +182,11 @@ mod tests {
     #[test]
     fn virtual_time_needs_one_thread_and_its_own_clock() {
         let line = line(|s| s.icount = true);
-        assert!(line.contains("-accel tcg,thread=single -icount shift=0,sleep=off -rtc clock=vm"));
+        assert!(
+            line.contains(
+                "-accel tcg,thread=single -icount shift=0,sleep=off -rtc clock=vm -seed 1 "
+            )
+        );
     }
 
     #[test]

@@ -72,7 +72,7 @@ pub struct Kit {
 pub struct LabSpec {
     /// What to emulate.
     pub arch: Arch,
-    /// CPUs; one is the most stable, see `docs/` of the lab.
+    /// CPUs; one is the most stable.
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
@@ -86,6 +86,10 @@ pub struct LabSpec {
     pub icount: bool,
     /// Huge pages of 2 MiB to set aside at boot.
     pub hugepages: u64,
+    /// Files and folders to copy into the lab's memory, at their paths, before the command starts:
+    /// reading them then never waits for this machine. Virtual time needs it, for while the lab
+    /// waits its clock leaps.
+    pub stage: Vec<PathBuf>,
     /// Kernel modules to load beside the usual.
     pub modules: Vec<String>,
     /// From start to end of the command; then the lab is killed.
@@ -112,6 +116,7 @@ impl LabSpec {
             qemu_args: Vec::new(),
             icount: false,
             hugepages: 0,
+            stage: Vec::new(),
             modules: Vec::new(),
             timeout: Duration::from_secs(600),
             env: Vec::new(),
@@ -142,7 +147,7 @@ impl LabSpec {
                 memory_mib: self.memory_mib,
             });
         }
-        for path in [&self.workspace, &self.out] {
+        for path in [&self.workspace, &self.out].into_iter().chain(&self.stage) {
             let fits = path.is_absolute() && path.to_str().is_some_and(|p| !p.contains(','));
             if !fits {
                 return Err(SpecError::Path(path.clone()));

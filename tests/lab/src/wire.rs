@@ -41,6 +41,8 @@ pub struct Orders {
     pub modules_dir: PathBuf,
     /// The kernel's release.
     pub release: String,
+    /// Files and folders to copy into the lab's memory before the command starts.
+    pub stage: Vec<PathBuf>,
     /// Does the port [`IN`] feed the command's stdin?
     pub stdin: bool,
 }

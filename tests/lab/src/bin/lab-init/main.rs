@@ -10,6 +10,7 @@ mod command;
 mod host;
 mod ports;
 mod root;
+mod stage;
 
 use std::io::Write;
 
@@ -49,5 +50,8 @@ fn prepare(orders: &Orders) -> Result<command::Streams> {
     root::enter()?;
     host::configure(&orders.modules_dir)?;
     host::insert(late)?;
+    for path in &orders.stage {
+        stage::copy_up(path)?;
+    }
     Ok(streams)
 }
