@@ -36,7 +36,7 @@ pub struct Plan {
     /// PCI functions.
     pub pci: Vec<PciPlan>,
     /// Firmware tables by name.
-    pub acpi: BTreeMap<&'static str, TablePlan>,
+    pub acpi: BTreeMap<&'static str, Span>,
     /// Kernel command line.
     pub cmdline: String,
     #[serde(skip)]
@@ -103,15 +103,6 @@ impl PciDevice {
             Self::VirtioRng => "virtio-rng",
         }
     }
-}
-
-/// A firmware table.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct TablePlan {
-    /// Guest-physical address.
-    pub gpa: u64,
-    /// Bytes.
-    pub size: usize,
 }
 
 fn display<S: serde::Serializer>(bdf: &Bdf, serializer: S) -> Result<S::Ok, S::Error> {
@@ -203,9 +194,9 @@ impl Plan {
         let acpi = tables
             .blobs
             .iter()
-            .map(|b| {
-                let (gpa, size) = (b.gpa, b.bytes.len());
-                (b.name, TablePlan { gpa, size })
+            .filter_map(|b| {
+                let size = u64::try_from(b.bytes.len()).ok()?;
+                Some((b.name, Span::new(b.gpa, size)?))
             })
             .collect();
         let parsed_cmdline = Cmdline::new(&spec.boot.cmdline)?;

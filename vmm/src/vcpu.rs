@@ -176,6 +176,15 @@ impl Drop for VcpuThread {
     }
 }
 
+/// What a thread that looked at its order does next.
+enum Go {
+    /// Run the guest, perhaps after having been parked.
+    After {
+        parked: bool,
+    },
+    Quit,
+}
+
 struct Thread {
     index: u16,
     vcpu: Vcpu,
@@ -189,11 +198,18 @@ impl Thread {
         // SAFETY: gettid has no preconditions.
         let tid = unsafe { libc::gettid() };
         self.shared.lock().tid = tid;
+        let mut has_run = false;
         loop {
             self.vcpu.clear_kick();
-            if !self.may_run() {
-                return;
+            match self.wait_for_order() {
+                Go::Quit => return,
+                Go::After { parked } => {
+                    if parked && has_run {
+                        self.vcpu.tell_paused();
+                    }
+                }
             }
+            has_run = true;
             if let Some(letter) = self.run() {
                 self.guest.letters.send(letter);
                 // The guest cannot go on by itself: the control thread decides.
@@ -205,14 +221,16 @@ impl Thread {
         }
     }
 
-    /// Parks until the order is to run; `false` when it is to quit.
-    fn may_run(&self) -> bool {
+    /// Parks until the order is to run or to quit.
+    fn wait_for_order(&self) -> Go {
         let mut state = self.shared.lock();
+        let mut parked = false;
         loop {
             match state.order {
-                Order::Run => return true,
-                Order::Quit => return false,
+                Order::Run => return Go::After { parked },
+                Order::Quit => return Go::Quit,
                 Order::Pause => {
+                    parked = true;
                     state.parked = true;
                     self.shared.changed.notify_all();
                     state = self

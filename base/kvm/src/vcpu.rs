@@ -96,6 +96,15 @@ impl Vcpu {
         self.kick.clear();
     }
 
+    /// Tells the guest's clock that the host had it paused, so that its watchdogs do not take the
+    /// gap for a lockup. A guest that does not use such a clock is not told.
+    pub fn tell_paused(&self) {
+        #[cfg(target_arch = "x86_64")]
+        if let Err(error) = self.fd.kvmclock_ctrl() {
+            log::debug!("the guest's clock was not told of the pause: {error}");
+        }
+    }
+
     /// Runs the guest until something happens, answering port and memory accesses on the buses.
     pub fn run(&mut self, pio: &Bus, mmio: &Bus) -> Result<Exit, RunError> {
         match self.fd.run() {
