@@ -44,7 +44,7 @@ impl Cache {
 
     /// A cache in this folder, made if missing.
     pub fn at(root: &Path) -> Result<Cache> {
-        for dir in [".building", ".locks"] {
+        for dir in [".building", ".locks", ".notes"] {
             let dir = root.join(dir);
             fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
         }
@@ -68,6 +68,38 @@ impl Cache {
             root: self.root.clone(),
             name: name.to_owned(),
             digest,
+        }
+    }
+
+    /// The note of this name, written or not.
+    pub fn note(&self, name: &str) -> Note {
+        Note(self.root.join(".notes").join(name))
+    }
+}
+
+/// A line worth remembering for a while; losing it costs time and nothing else.
+pub struct Note(PathBuf);
+
+impl Note {
+    /// What was written, unless that is longer ago than `fresh`.
+    pub fn read(&self, fresh: Duration) -> Option<String> {
+        let age = fs::metadata(&self.0)
+            .ok()?
+            .modified()
+            .ok()?
+            .elapsed()
+            .ok()?;
+        if age > fresh {
+            return None;
+        }
+        fs::read_to_string(&self.0).ok()
+    }
+
+    /// Remembers this. One rename, so that a reader sees a whole line.
+    pub fn write(&self, line: &str) {
+        let new = self.0.with_extension(format!("{}", std::process::id()));
+        if fs::write(&new, line).is_ok() {
+            let _ = fs::rename(&new, &self.0);
         }
     }
 }
@@ -191,6 +223,18 @@ mod tests {
             .get_or_build(|dir| Ok(fs::write(dir.join("whole"), b"")?))
             .unwrap();
         assert!(dir.join("whole").exists() && !dir.join("half").exists());
+    }
+
+    #[test]
+    fn notes_are_forgotten_in_time() {
+        let (_dir, cache) = cache();
+        let note = cache.note("linux-image-6.12");
+        assert_eq!(note.read(GRACE), None);
+        note.write("it");
+        assert_eq!(note.read(GRACE).as_deref(), Some("it"));
+        let then = SystemTime::now() - Duration::from_secs(60);
+        File::open(&note.0).unwrap().set_modified(then).unwrap();
+        assert_eq!(note.read(Duration::from_secs(30)), None);
     }
 
     #[test]

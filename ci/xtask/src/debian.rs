@@ -3,11 +3,15 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
 use crate::cache::Cache;
 use crate::sh;
+
+/// An answer of apt's is taken for true this long.
+const ASK_AGAIN: Duration = Duration::from_secs(24 * 3600);
 
 /// `cargo xtask package NAME`
 #[derive(clap::Args)]
@@ -59,17 +63,29 @@ pub fn kernel(cache: &Cache, package: &str) -> Result<Kernel> {
 
 /// The package's files, unpacked into the cache.
 pub fn unpacked(cache: &Cache, package: &str) -> Result<PathBuf> {
-    let Resolved { name, version } = resolve(package)?;
-    let entry = cache.entry(
-        &format!("deb-{package}"),
-        &[name.as_bytes(), version.as_bytes()],
-    );
-    entry.get_or_build(|dir| {
+    let keyed = |found: &Resolved| {
+        let key = [found.name.as_bytes(), found.version.as_bytes()];
+        cache.entry(&format!("deb-{package}"), &key)
+    };
+    // Asking apt takes seconds; once a day is enough as long as the answer is still there.
+    let note = cache.note(&format!("deb-{package}"));
+    if let Some(dir) = note
+        .read(ASK_AGAIN)
+        .and_then(|text| Some(keyed(&Resolved::parse(&text)?)))
+        .and_then(|entry| entry.get())
+    {
+        return Ok(dir);
+    }
+    let found = resolve(package)?;
+    let dir = keyed(&found).get_or_build(|dir| {
+        let Resolved { name, version } = &found;
         eprintln!("fetching {name} {version}");
-        let deb = download(dir, &name, &version)?;
+        let deb = download(dir, name, version)?;
         sh::quiet(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(dir))?;
         std::fs::remove_file(&deb).with_context(|| format!("cannot remove {}", deb.display()))
-    })
+    })?;
+    note.write(&format!("{} {}", found.name, found.version));
+    Ok(dir)
 }
 
 fn download(dir: &Path, name: &str, version: &str) -> Result<PathBuf> {
@@ -97,6 +113,16 @@ fn download(dir: &Path, name: &str, version: &str) -> Result<PathBuf> {
 struct Resolved {
     name: String,
     version: String,
+}
+
+impl Resolved {
+    fn parse(text: &str) -> Option<Resolved> {
+        let (name, version) = text.split_once(' ')?;
+        Some(Resolved {
+            name: name.to_owned(),
+            version: version.to_owned(),
+        })
+    }
 }
 
 fn resolve(package: &str) -> Result<Resolved> {

@@ -75,6 +75,7 @@ pub(crate) fn build(
         modules_dir: kit.modules.clone(),
         release: kit.release.clone(),
         stage: spec.stage.clone(),
+        heartbeat: !spec.icount,
         stdin,
     };
     let orders = serde_json::to_vec(&orders).map_err(io::Error::from)?;

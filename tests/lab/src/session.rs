@@ -3,7 +3,7 @@
 //! ```text
 //! spawned ──"started"──▶ command runs ──"exit"──▶ streams drained ──▶ emulator killed ──▶ Outcome
 //!    │                        │
-//!    └── boot limit ──────────┴── time limit, death, "fatal" ──▶ emulator killed ──▶ LabError
+//!    └── boot limit ──────────┴── time limit, silence, death ──▶ emulator killed ──▶ LabError
 //! ```
 //! [`run`] must be called on a thread that outlives the lab (the main thread): the kernel kills the
 //! emulator when that thread ends, so that nothing outlives a tool that was killed.
@@ -30,6 +30,8 @@ use crate::wire::{UnknownWord, Word};
 
 /// From spawn to the command's start; a healthy lab needs 3 to 15 s.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// Without a sign of life for so long, the lab hangs; a machine may be slow, but not that slow.
+const SILENCE_LIMIT: Duration = Duration::from_secs(120);
 /// For output in flight when the command has ended.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// Lines of a log that an error quotes.
@@ -114,6 +116,14 @@ pub enum LabError {
         /// Ends of the logs.
         tail: String,
     },
+    /// It was alive, and is no more.
+    #[error("the lab has been hanging for {SILENCE_LIMIT:?} and was killed; its console is in {}\n{tail}", console.display())]
+    Hung {
+        /// The console's log.
+        console: PathBuf,
+        /// Ends of the logs.
+        tail: String,
+    },
     /// The command's time limit passed.
     #[error("the command did not end within {limit:?} and the lab was killed; its console is in {}", console.display())]
     Timeout {
@@ -133,7 +143,10 @@ impl LabError {
     pub fn is_of_the_lab(&self) -> bool {
         matches!(
             self,
-            LabError::Died { .. } | LabError::NoStart { .. } | LabError::Fatal { .. }
+            LabError::Died { .. }
+                | LabError::NoStart { .. }
+                | LabError::Fatal { .. }
+                | LabError::Hung { .. }
         )
     }
 }
@@ -206,32 +219,33 @@ impl Talk<'_> {
     /// Ends the emulator in any case: it is dropped here, and the pumps see the end of their streams.
     fn until_exit(mut self, out: &AtomicU64, err: &AtomicU64) -> Result<Outcome, LabError> {
         let boot_limit = BOOT_LIMIT.min(self.spec.timeout);
+        let console = qemu::console_log(self.spec);
         let mut boot = None;
+        let mut silent_since = None;
         loop {
             let limit = if boot.is_none() {
                 boot_limit
             } else {
                 self.spec.timeout
             };
-            let Some(word) = self.next_word(limit)? else {
-                let console = qemu::console_log(self.spec);
+            let over = self.begun + limit;
+            let silent = silent_since.map(|since: Instant| since + SILENCE_LIMIT);
+            let Some(word) = self.next_word(silent.unwrap_or(over).min(over))? else {
+                let tail = tails(&self.spec.out);
                 return Err(match boot {
-                    Some(_) => LabError::Timeout { limit, console },
                     None => LabError::NoStart {
                         limit,
                         console,
-                        tail: tails(&self.spec.out),
+                        tail,
                     },
+                    Some(_) if Instant::now() < over => LabError::Hung { console, tail },
+                    Some(_) => LabError::Timeout { limit, console },
                 });
             };
             match word {
                 Word::Started => boot = Some(self.begun.elapsed()),
-                Word::Fatal(why) => {
-                    return Err(LabError::Fatal {
-                        why,
-                        console: qemu::console_log(self.spec),
-                    });
-                }
+                Word::Alive => silent_since = Some(Instant::now()),
+                Word::Fatal(why) => return Err(LabError::Fatal { why, console }),
                 Word::Exit {
                     status,
                     out: all_out,
@@ -252,11 +266,11 @@ impl Talk<'_> {
         }
     }
 
-    /// The next line; none if `limit` since the start passes first.
-    fn next_word(&mut self, limit: Duration) -> Result<Option<Word>, LabError> {
+    /// The next line; none if `until` passes first.
+    fn next_word(&mut self, until: Instant) -> Result<Option<Word>, LabError> {
         self.line.clear();
         loop {
-            let left = limit.saturating_sub(self.begun.elapsed());
+            let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Ok(None);
             }

@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -21,6 +22,9 @@ pub const IN: &str = "in";
 pub const TAG_ROOT: &str = "root";
 /// 9p tag of the output folder.
 pub const TAG_OUT: &str = "out";
+
+/// From one sign of life to the next.
+pub const HEARTBEAT: Duration = Duration::from_secs(5);
 
 /// What lab-init is to do.
 #[derive(Debug, Serialize, Deserialize)]
@@ -43,6 +47,8 @@ pub struct Orders {
     pub release: String,
     /// Files and folders to copy into the lab's memory before the command starts.
     pub stage: Vec<PathBuf>,
+    /// Send [`Word::Alive`]?
+    pub heartbeat: bool,
     /// Does the port [`IN`] feed the command's stdin?
     pub stdin: bool,
 }
@@ -52,6 +58,8 @@ pub struct Orders {
 pub enum Word {
     /// The command is about to be executed.
     Started,
+    /// The lab is alive; said every [`HEARTBEAT`] unless time is virtual.
+    Alive,
     /// The command has ended; so many bytes of stdout and stderr were sent.
     Exit {
         /// As a shell would report it: 128 + n for a signal.
@@ -69,6 +77,7 @@ impl fmt::Display for Word {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Word::Started => f.write_str("started"),
+            Word::Alive => f.write_str("alive"),
             Word::Exit { status, out, err } => write!(f, "exit {status} {out} {err}"),
             Word::Fatal(why) => write!(f, "fatal {}", why.replace('\n', " ")),
         }
@@ -88,6 +97,7 @@ impl FromStr for Word {
         let (verb, rest) = line.split_once(' ').unwrap_or((line, ""));
         match verb {
             "started" => Ok(Word::Started),
+            "alive" => Ok(Word::Alive),
             "fatal" => Ok(Word::Fatal(rest.to_owned())),
             "exit" => {
                 let mut numbers = rest.split(' ').map(str::parse::<u64>);
@@ -112,6 +122,7 @@ mod tests {
     fn words_survive_the_wire() {
         for word in [
             Word::Started,
+            Word::Alive,
             Word::Exit {
                 status: 137,
                 out: u64::MAX,

@@ -52,7 +52,11 @@ pub(crate) fn run(orders: &Orders, streams: Streams, ctl: &mut File) -> Result<W
         })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
-    writeln!(ctl, "{}", Word::Started).context("cannot say that the command starts")?;
+    ctl.write_all(format!("{}\n", Word::Started).as_bytes())
+        .context("cannot say that the command starts")?;
+    if orders.heartbeat {
+        beat(ctl.try_clone().context("cannot share the control port")?);
+    }
     let mut child = match command.spawn() {
         Ok(child) => child,
         Err(error) => return not_run(&error, program, streams.err),
@@ -71,6 +75,19 @@ pub(crate) fn run(orders: &Orders, streams: Streams, ctl: &mut File) -> Result<W
         out: sent(out),
         err: sent(err),
     })
+}
+
+/// Signs of life, so that a lab that hangs is told from a command that takes its time. A line is one
+/// write, and a write to a port is whole: lines do not mix.
+fn beat(mut ctl: File) {
+    thread::spawn(move || {
+        while ctl
+            .write_all(format!("{}\n", Word::Alive).as_bytes())
+            .is_ok()
+        {
+            thread::sleep(wire::HEARTBEAT);
+        }
+    });
 }
 
 /// What a shell says and returns for a program it cannot run.

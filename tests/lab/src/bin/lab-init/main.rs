@@ -35,7 +35,8 @@ fn boot() -> Result<()> {
     let done = prepare(&orders).and_then(|streams| command::run(&orders, streams, &mut ctl));
     let word = done.unwrap_or_else(|error| Word::Fatal(format!("{error:#}")));
     rustix::fs::sync();
-    writeln!(ctl, "{word}").context("cannot say how it ended")
+    ctl.write_all(format!("{word}\n").as_bytes())
+        .context("cannot say how it ended")
 }
 
 fn prepare(orders: &Orders) -> Result<command::Streams> {
