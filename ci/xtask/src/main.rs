@@ -13,6 +13,7 @@ mod demo;
 mod fuzz;
 mod guest;
 mod lab;
+mod perf;
 mod setup;
 mod sh;
 mod size;
@@ -43,6 +44,7 @@ enum Chore {
     Lab(lab::Args),
     /// Print where a Debian package's files are, fetching and unpacking them (not installing) first.
     Package(debian::Args),
+    Perf(perf::Args),
     /// Install the Debian packages that the chores need and that are missing.
     Setup(setup::Args),
     /// Build the release binaries and print how big they are.
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
         Chore::Guest(args) => guest::run(&args).map(|()| ExitCode::SUCCESS),
         Chore::Lab(args) => lab::run(args),
         Chore::Package(args) => debian::run(&args).map(|()| ExitCode::SUCCESS),
+        Chore::Perf(args) => perf::run(&args),
         Chore::Setup(args) => setup::run(&args).map(|()| ExitCode::SUCCESS),
         Chore::Size => size::run().map(|()| ExitCode::SUCCESS),
         Chore::Test(args) => test::run(&args),

@@ -1,0 +1,145 @@
+//! What is compared: a VMM, a kernel in one of its forms, and the command line that boots it.
+//!
+//! All guests have one vCPU, 256 MiB, a serial port as console and nothing they do not need. QEMU
+//! is given what its documentation of `microvm` recommends for a short boot, and `q35` without
+//! default devices.
+
+use std::path::{Path, PathBuf};
+
+use crate::kit::{Kernel, Kit};
+
+/// Guest RAM.
+pub(crate) const RAM_MIB: u64 = 256;
+/// Init marks its start on port 0x80 by itself, then does what comes after `--`.
+const CMDLINE: &str = "console=ttyS0 panic=-1 mitigations=off quiet";
+
+/// Which VMM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Vmm {
+    Testudo,
+    QemuMicrovm,
+    QemuQ35,
+}
+
+impl Vmm {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Testudo => "testudo-vmm",
+            Self::QemuMicrovm => "QEMU microvm",
+            Self::QemuQ35 => "QEMU q35",
+        }
+    }
+}
+
+/// One thing to measure.
+#[derive(Debug, Clone)]
+pub(crate) struct Case {
+    pub(crate) vmm: Vmm,
+    program: PathBuf,
+    pub(crate) kernel_name: &'static str,
+    kernel: PathBuf,
+    initramfs: PathBuf,
+}
+
+/// What the guest does after its mark.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Then {
+    PowerOff,
+    /// Idle, so that the VMM's memory can be looked at.
+    Sleep,
+}
+
+impl Case {
+    pub(crate) fn name(&self) -> String {
+        format!("{}, {}", self.vmm.name(), self.kernel_name)
+    }
+
+    /// The VMM's binary.
+    pub(crate) fn program(&self) -> &Path {
+        &self.program
+    }
+
+    /// Its arguments; the guest's console goes to the file `console`.
+    pub(crate) fn arguments(&self, then: Then, console: &Path) -> Vec<String> {
+        let then = match then {
+            Then::PowerOff => "poweroff",
+            Then::Sleep => "sleep-forever",
+        };
+        let cmdline = format!("{CMDLINE} -- {then}");
+        let kernel = self.kernel.display().to_string();
+        let initramfs = self.initramfs.display().to_string();
+        let console = format!("file:{}", console.display());
+        let mut words: Vec<&str> = Vec::new();
+        let size = format!("{RAM_MIB}M");
+        match self.vmm {
+            Vmm::Testudo => {
+                words.extend([
+                    "run",
+                    "--kernel",
+                    &kernel,
+                    "--initrd",
+                    &initramfs,
+                    "--cmdline",
+                    &cmdline,
+                ]);
+                words.extend(["--cpus", "1", "--memory", &size, "--console", &console]);
+            }
+            Vmm::QemuMicrovm | Vmm::QemuQ35 => {
+                let machine = match self.vmm {
+                    Vmm::QemuMicrovm => {
+                        "microvm,accel=kvm,x-option-roms=off,pit=off,pic=off,rtc=off,isa-serial=on,auto-kernel-cmdline=off"
+                    }
+                    _ => {
+                        "q35,accel=kvm,smbus=off,sata=off,usb=off,graphics=off,hpet=off,vmport=off"
+                    }
+                };
+                words.extend(["-M", machine, "-cpu", "host", "-m", &size, "-smp", "1"]);
+                words.extend([
+                    "-nodefaults",
+                    "-no-user-config",
+                    "-display",
+                    "none",
+                    "-no-reboot",
+                ]);
+                words.extend([
+                    "-kernel", &kernel, "-initrd", &initramfs, "-append", &cmdline,
+                ]);
+                words.extend(["-serial", &console]);
+            }
+        }
+        words.into_iter().map(str::to_owned).collect()
+    }
+}
+
+/// Every case there is something to measure for.
+pub(crate) fn all(kit: &Kit) -> Vec<Case> {
+    let mut kernels: Vec<(&'static str, &'static str, &Kernel)> =
+        vec![("stock vmlinux", "stock bzImage", &kit.stock)];
+    if let Some(own) = &kit.own {
+        kernels.push(("own vmlinux", "own bzImage", own));
+    }
+    let programs = [
+        (Vmm::Testudo, &kit.vmm),
+        (Vmm::QemuMicrovm, &kit.qemu),
+        (Vmm::QemuQ35, &kit.qemu),
+    ];
+    let mut cases = Vec::new();
+    for (vmlinux_name, bzimage_name, kernel) in kernels {
+        for (name, file) in [
+            (vmlinux_name, &kernel.vmlinux),
+            (bzimage_name, &kernel.bzimage),
+        ] {
+            for (vmm, program) in &programs {
+                let Some(program) = program else { continue };
+                cases.push(Case {
+                    vmm: *vmm,
+                    program: program.clone(),
+                    kernel_name: name,
+                    kernel: file.clone(),
+                    initramfs: kit.initramfs.clone(),
+                });
+            }
+        }
+    }
+    cases
+}
