@@ -79,8 +79,10 @@ pub const LEGACY_HOLE: Span = Span {
 /// Read-only firmware area, where a kernel looks for the RSDP (ACPI 6.5 §5.2.5.1).
 pub const ACPI_AREA: Span = Span {
     base: 0xe_0000,
-    size: 0x2_0000,
+    size: 0x1_fff0,
 };
+/// Where a processor would start the firmware: f000:fff0 in real mode.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 
 /// Global descriptor table at boot.
 pub const GDT: u64 = 0x500;

@@ -11,6 +11,7 @@ pub mod host;
 pub mod layout;
 pub mod mtrr;
 mod paging;
+mod reset_vector;
 pub mod topology;
 
 pub use boot_params::{E820Entry, E820Kind};

@@ -21,6 +21,7 @@ use acpi_tables::{Aml, mcfg::MCFG, rsdp::Rsdp, sdt::Sdt, xsdt::XSDT};
 use thiserror::Error;
 
 use super::layout::{self, MemoryMap};
+use super::reset_vector;
 use super::topology::Topology;
 use crate::{BlobArea, BlobAreaError, GuestBlob, Span};
 
@@ -51,12 +52,13 @@ pub struct MachineDesc<'a> {
     pub pvpanic: bool,
 }
 
-/// The tables, ready to be put into guest RAM.
+/// The tables, ready to be put into guest RAM, and with them the code at the reset vector that a
+/// hardware-reduced machine needs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcpiTables {
     /// Address of the RSDP, for `boot_params.acpi_rsdp_addr` and PVH's `rsdp_paddr`.
     pub rsdp: u64,
-    /// The tables.
+    /// The tables and the reset vector.
     pub blobs: Vec<GuestBlob>,
 }
 
@@ -118,6 +120,7 @@ pub fn describe(machine: &MachineDesc<'_>) -> Result<AcpiTables, DescribeError> 
         gpa: rsdp,
         bytes: pointer,
     });
+    blobs.push(reset_vector::blob());
     Ok(AcpiTables { rsdp, blobs })
 }
 

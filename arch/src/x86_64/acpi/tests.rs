@@ -42,7 +42,10 @@ fn tables_point_at_each_other_and_add_up() {
     let map = map();
     let tables = describe(&machine(&map, 4, 2)).unwrap();
     let found = by_name(&tables);
-    for blob in &tables.blobs {
+    let (vector, tables_only) = tables.blobs.split_last().unwrap();
+    assert_eq!((vector.name, vector.gpa), ("reset vector", 0xf_fff0));
+    assert!(vector.bytes.len() <= 16, "it ends at 1 MiB");
+    for blob in tables_only {
         let span = Span::new(blob.gpa, blob.bytes.len() as u64).unwrap();
         assert!(ACPI_AREA.covers(&span), "{} at {span}", blob.name);
         assert_eq!(blob.gpa % 16, 0);
@@ -168,7 +171,11 @@ fn acpica_reads_what_we_wrote() {
     for whole in [machine(&narrow, 1, 1), machine(&wide, 254, 250)] {
         let tables = describe(&whole).unwrap();
         let directory = tempfile::tempdir().unwrap();
-        for blob in tables.blobs.iter().filter(|blob| blob.name != "RSDP") {
+        for blob in tables
+            .blobs
+            .iter()
+            .filter(|blob| !["RSDP", "reset vector"].contains(&blob.name))
+        {
             let path = |extension: &str| format!("{}.{extension}", blob.name);
             std::fs::write(directory.path().join(path("dat")), &blob.bytes).unwrap();
             let Some(out) = iasl(directory.path(), &["-d", &path("dat")]) else {
