@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
+    clippy::print_stdout,
     unsafe_code,
     reason = "tests fail by panicking; a memslot of the test's own RAM"
 )]
