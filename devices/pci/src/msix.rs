@@ -98,6 +98,8 @@ pub struct Msix {
     /// Offset of the capability in configuration space; 0 before there is one.
     capability: u16,
     control: u16,
+    /// A refused route has been reported; a guest can bring about many.
+    refused: bool,
 }
 
 impl Msix {
@@ -110,6 +112,7 @@ impl Msix {
             vectors: MsixVectors(vectors?.into()),
             capability: 0,
             control: 0,
+            refused: false,
         })
     }
 
@@ -254,7 +257,9 @@ impl Msix {
             Some(message) => match vector.enable(message) {
                 Ok(()) => entry.live = wanted,
                 Err(e) => {
-                    log::debug!("MSI-X vector {index} stays silent: {e}");
+                    if !std::mem::replace(&mut self.refused, true) {
+                        log::warn!("MSI-X vector {index} stays silent: {e}");
+                    }
                     vector.disable();
                     entry.live = None;
                 }

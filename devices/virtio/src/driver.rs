@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::sync::atomic::{Ordering, fence};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -204,6 +205,7 @@ pub(crate) struct Driver {
     pub(crate) msi: FakeMsi,
     pub(crate) doorbells: FakeDoorbells,
     pub(crate) seen: BTreeMap<u16, u16>,
+    features: u64,
     pub(crate) io: IoThread,
 }
 
@@ -226,6 +228,7 @@ impl Driver {
             msi,
             doorbells,
             seen: BTreeMap::new(),
+            features: 0,
             io,
         }
     }
@@ -293,6 +296,7 @@ impl Driver {
             let bits = u32::try_from(bits & 0xffff_ffff).unwrap();
             self.put_u32(reg::DRIVER_FEATURE, bits);
         }
+        self.features = features;
         self.set_status(Status::ACKNOWLEDGE | Status::DRIVER | Status::FEATURES_OK);
         self.status() & Status::FEATURES_OK != 0
     }
@@ -334,14 +338,27 @@ impl Driver {
         self.start(offered);
     }
 
-    /// Writes `descs` from descriptor 0 on, offers 0 and kicks.
+    /// Writes `descs` from descriptor 0 on, offers 0 and kicks if the device wants it.
     pub(crate) fn submit(&mut self, queue: u16, descs: &[Desc]) {
         let areas = Areas::of(queue, 16);
         for (index, desc) in (0..).zip(descs) {
             write_desc(&self.ram, areas.desc, index, *desc);
         }
         offer(&self.ram, &areas, 0);
-        self.kick(queue);
+        if self.kick_wanted(&areas) {
+            self.kick(queue);
+        }
+    }
+
+    /// As a driver decides after it made one chain available (virtio 1.2 §2.7.13.4).
+    fn kick_wanted(&self, areas: &Areas) -> bool {
+        fence(Ordering::SeqCst);
+        if self.features & features::EVENT_IDX == 0 {
+            return get_u16(&self.ram, areas.used) & 1 == 0;
+        }
+        let new = get_u16(&self.ram, areas.avail + 2);
+        let event = get_u16(&self.ram, areas.used + 4 + u64::from(areas.size) * 8);
+        new.wrapping_sub(event).wrapping_sub(1) < 1
     }
 
     pub(crate) fn kick(&mut self, queue: u16) {

@@ -63,6 +63,8 @@ enum State {
 struct Source {
     entropy: Entropy,
     throttle: Option<Throttle>,
+    /// A failure to read has been reported; a guest can bring about many.
+    failed: bool,
 }
 
 impl Rng {
@@ -75,7 +77,11 @@ impl Rng {
         };
         Ok(Self {
             io,
-            state: State::Idle(Source { entropy, throttle }),
+            state: State::Idle(Source {
+                entropy,
+                throttle,
+                failed: false,
+            }),
         })
     }
 }

@@ -164,6 +164,15 @@ fn only_enabled_queues_have_doorbells_and_unplugging_takes_them() {
 }
 
 #[test]
+fn a_device_that_starts_in_a_mapped_bar_has_doorbells() {
+    let mut driver = driver();
+    driver.function.bar_moved(0, Some(LOW));
+    assert!(driver.doorbells.addresses().is_empty());
+    driver.start_full();
+    assert_eq!(driver.doorbells.addresses(), [LOW + 0x3000, LOW + 0x3004]);
+}
+
+#[test]
 fn kicks_trap_where_there_are_no_doorbells() {
     let mut driver = driver();
     driver.doorbells.refuse();
@@ -172,6 +181,10 @@ fn kicks_trap_where_there_are_no_doorbells() {
     driver.kick(1);
     let kick = driver.function.device.kick(1).unwrap();
     assert_eq!(kick.read().unwrap(), 1);
+    driver.kick(1);
+    driver.set_status(0);
+    let kick = driver.function.device.kick(1).unwrap();
+    assert!(kick.read().is_err(), "a reset forgets kicks");
 }
 
 #[test]

@@ -104,50 +104,31 @@ impl CheckedQueue {
             return Err(bad_size);
         }
         let [descriptors, driver, device] = area_lengths(size);
-        let within = |area, address, align: u64, len, access| {
-            let reachable = address != 0
-                && address & align.wrapping_sub(1) == 0
-                && ram.check_range(GuestAddress(address), len, access);
-            reachable
-                .then_some(GuestAddress(address))
-                .ok_or(QueueSetupError::Area {
-                    index,
-                    area,
-                    address,
-                })
+        let bad = |area, address| QueueSetupError::Area {
+            index,
+            area,
+            address,
         };
-        let table = within(
-            "descriptor area",
-            registers.descriptors,
-            16,
-            descriptors,
-            Permissions::Read,
-        )?;
-        let avail = within(
-            "driver area",
-            registers.driver,
-            2,
-            driver,
-            Permissions::Read,
-        )?;
-        let used = within(
-            "device area",
-            registers.device,
-            4,
-            device,
-            Permissions::Write,
-        )?;
-        let set = queue
+        let within = |area, address, len, access| {
+            let at = GuestAddress(address);
+            let reachable = address != 0 && ram.check_range(at, len, access);
+            reachable.then_some(at).ok_or(bad(area, address))
+        };
+        let (area, at) = ("descriptor area", registers.descriptors);
+        let table = within(area, at, descriptors, Permissions::Read)?;
+        queue
             .try_set_desc_table_address(table)
-            .and_then(|()| queue.try_set_avail_ring_address(avail))
-            .and_then(|()| queue.try_set_used_ring_address(used));
-        if set.is_err() {
-            return Err(QueueSetupError::Area {
-                index,
-                area: "queue",
-                address: registers.descriptors,
-            });
-        }
+            .map_err(|_| bad(area, at))?;
+        let (area, at) = ("driver area", registers.driver);
+        let avail = within(area, at, driver, Permissions::Read)?;
+        queue
+            .try_set_avail_ring_address(avail)
+            .map_err(|_| bad(area, at))?;
+        let (area, at) = ("device area", registers.device);
+        let used = within(area, at, device, Permissions::Write)?;
+        queue
+            .try_set_used_ring_address(used)
+            .map_err(|_| bad(area, at))?;
         queue.set_event_idx(negotiated & features::EVENT_IDX != 0);
         queue.set_ready(true);
         Ok(Self(queue))

@@ -91,6 +91,14 @@ fn no_more_chains_are_in_flight_than_the_queue_has_descriptors() {
 }
 
 #[test]
+fn a_head_that_names_no_descriptor_is_a_fault() {
+    let mut bench = Bench::new(4, 0);
+    offer(&bench.ram, &bench.areas, 4);
+    let err = bench.queue.pop(&bench.ram).unwrap_err();
+    assert!(matches!(err, QueueFault::Head { head: 4, size: 4 }));
+}
+
+#[test]
 fn chains_may_return_out_of_order_and_lengths_are_clamped() {
     let mut bench = Bench::new(4, 0);
     bench.offer(2);

@@ -71,7 +71,6 @@ pub(super) struct Worker {
     queue: ActiveQueue,
     ram: RamHandle,
     device: DeviceEvents,
-    source_failed: bool,
 }
 
 impl Worker {
@@ -86,7 +85,6 @@ impl Worker {
             queue,
             ram,
             device,
-            source_failed: false,
         }
     }
 
@@ -149,7 +147,7 @@ impl Worker {
                 Ok(read) => read,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
                 Err(e) => {
-                    if !std::mem::replace(&mut self.source_failed, true) {
+                    if !std::mem::replace(&mut self.source.failed, true) {
                         log::warn!("virtio-rng: the source of entropy fails: {e}");
                     }
                     0
