@@ -18,6 +18,8 @@ use crate::{guest, lab, setup, sh, workspace};
 
 /// A machine with usable KVM boots the guest in about a second.
 const TRIAL: Duration = Duration::from_secs(15);
+/// How long a failed trial is not repeated.
+const REMEMBERED: Duration = Duration::from_secs(3600);
 /// In the lab, everything.
 const LAB_LIMIT: Duration = Duration::from_secs(180);
 const CMDLINE: &str = "console=ttyS0 panic=-1 quiet";
@@ -52,7 +54,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     let here = if args.lab {
         Err("--lab was asked for".to_owned())
     } else {
-        trial(&words)
+        remembered_trial(&cache, &words)
     };
     let begun = Instant::now();
     let status = match here {
@@ -99,6 +101,20 @@ fn vmm_command(vmm: &Path, kernel: &Path, initramfs: &Path) -> Result<Vec<String
         "--console".to_owned(),
         "stdio".to_owned(),
     ])
+}
+
+/// [`trial`], whose bad news is remembered for a while: it takes its whole time limit.
+fn remembered_trial(cache: &Cache, command: &[&str]) -> Result<(), String> {
+    let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let note = cache.note(&format!("kvm-trial-{}", boot.trim()));
+    if let Some(why) = note.read(REMEMBERED) {
+        return Err(why);
+    }
+    let outcome = trial(command);
+    if let Err(why) = &outcome {
+        note.write(why);
+    }
+    outcome
 }
 
 /// Does this machine run the guest to its end? If not, why.
