@@ -274,7 +274,10 @@ mod tests {
         assert_eq!(read(&bus, 0x14), 0x40);
         assert_eq!(read(&bus, 0x0f), 0xff);
         assert_eq!(read(&bus, 0x15), 0xff);
-        assert!(!bus.read(0x13, &mut [0, 0]), "an access may not straddle ranges");
+        assert!(
+            !bus.read(0x13, &mut [0, 0]),
+            "an access may not straddle ranges"
+        );
         drop(b);
         assert_eq!(read(&bus, 0x14), 0xff);
     }
@@ -282,8 +285,13 @@ mod tests {
     #[test]
     fn overlap_is_refused_and_names_both() {
         let bus = Bus::new("mmio");
-        let _a = bus.map(Range::new(0x1000, 0x1000).unwrap(), tag(1)).unwrap();
-        let err = bus.map(Range::new(0x1fff, 2).unwrap(), tag(2)).err().unwrap();
+        let _a = bus
+            .map(Range::new(0x1000, 0x1000).unwrap(), tag(1))
+            .unwrap();
+        let err = bus
+            .map(Range::new(0x1fff, 2).unwrap(), tag(2))
+            .err()
+            .unwrap();
         assert_eq!(
             err,
             MapError::Overlap {

@@ -20,5 +20,6 @@ pub trait Doorbell: Send + Sync {}
 /// Where a device registers its doorbells (KVM's ioeventfd).
 pub trait Doorbells: Send + Sync {
     /// From now on a write at `address` signals `event`, until the guard is dropped.
-    fn bind(&self, address: DoorbellAddress, event: &Arc<EventFd>) -> io::Result<Box<dyn Doorbell>>;
+    fn bind(&self, address: DoorbellAddress, event: &Arc<EventFd>)
+    -> io::Result<Box<dyn Doorbell>>;
 }
