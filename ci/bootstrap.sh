@@ -16,7 +16,7 @@ rust_is_there() {
 
 missing=
 command -v cc >/dev/null 2>&1 || missing="build-essential"
-rust_is_there || missing="$missing rustc-web cargo-web rustfmt-web rust-web-clippy"
+rust_is_there || missing="${missing:+$missing }rustc-web cargo-web rustfmt-web rust-web-clippy"
 
 if [ -n "$missing" ]; then
     install="apt-get install -y --no-install-recommends --no-remove $missing"
