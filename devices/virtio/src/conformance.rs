@@ -89,6 +89,39 @@ pub(crate) fn requests_are_served_with_every_ring_feature(subject: &Subject) {
     }
 }
 
+/// A driver that keeps several requests in flight and kicks only when asked: a device that goes to
+/// sleep without a last look at the ring never wakes.
+pub(crate) fn no_kick_is_missed_under_load(subject: &Subject) {
+    for ring in [0, features::EVENT_IDX] {
+        let mut driver = subject.driver();
+        let own = driver.offered() & !features::COMMON;
+        driver.start(own | features::VERSION_1 | ring);
+        let areas = Areas::of(subject.queue, 16);
+        let request = subject.descs(&driver);
+        let stride = u16::try_from(request.len()).unwrap();
+        let heads: Vec<u16> = (0..16 / stride).map(|n| n * stride).collect();
+        for head in &heads {
+            for (index, desc) in (*head..).zip(&request) {
+                let next = index + 1;
+                write_desc(&driver.ram, areas.desc, index, Desc { next, ..*desc });
+            }
+        }
+        let mut ready = heads.clone();
+        for _ in 0..5_000 {
+            let Some(head) = ready.pop() else {
+                let (head, _) = driver.used(subject.queue);
+                ready.push(u16::try_from(head).unwrap());
+                continue;
+            };
+            driver.offer_one(subject.queue, head);
+        }
+        while ready.len() < heads.len() {
+            let (head, _) = driver.used(subject.queue);
+            ready.push(u16::try_from(head).unwrap());
+        }
+    }
+}
+
 pub(crate) fn indirect_tables_work(subject: &Subject) {
     let mut driver = subject.driver();
     driver.start_full();
@@ -206,6 +239,7 @@ macro_rules! conformance {
             crate::conformance::conformance!(@ $subject;
                 requests_are_served_with_every_ring_feature
                 indirect_tables_work
+                no_kick_is_missed_under_load
                 reset_and_start_again
                 reset_leaves_guest_memory_alone
                 kicks_before_and_after_running_do_nothing
@@ -219,6 +253,7 @@ macro_rules! conformance {
                 queue_registers_are_frozen_at_driver_ok
                 a_bad_queue_number_selects_nothing
                 a_bad_queue_size_needs_a_reset
+                only_a_one_enables_a_queue
                 bad_areas_need_a_reset
                 features_are_agreed_or_refused
                 driver_ok_out_of_order_needs_a_reset

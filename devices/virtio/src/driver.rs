@@ -344,7 +344,13 @@ impl Driver {
         for (index, desc) in (0..).zip(descs) {
             write_desc(&self.ram, areas.desc, index, *desc);
         }
-        offer(&self.ram, &areas, 0);
+        self.offer_one(queue, 0);
+    }
+
+    /// Makes `head` available and kicks if the device wants it.
+    pub(crate) fn offer_one(&mut self, queue: u16, head: u16) {
+        let areas = Areas::of(queue, 16);
+        offer(&self.ram, &areas, head);
         if self.kick_wanted(&areas) {
             self.kick(queue);
         }
@@ -398,6 +404,6 @@ pub(crate) fn wait_for<T>(what: &str, mut poll: impl FnMut() -> Option<T>) -> T 
             return found;
         }
         assert!(start.elapsed() < Duration::from_secs(10), "no {what}");
-        std::thread::sleep(Duration::from_micros(100));
+        std::thread::yield_now();
     }
 }

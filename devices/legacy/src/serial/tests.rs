@@ -169,6 +169,7 @@ fn loopback_holds_input_back() {
     let (mut serial, handle, _, _) = port();
     write(&mut serial, MODEM_CONTROL, 0x10);
     assert_eq!(handle.offer(b"a"), 0);
+    read(&mut serial, 5);
     assert!(handle.room().read().is_err());
     write(&mut serial, MODEM_CONTROL, 0);
     assert_eq!(handle.room().read().unwrap(), 1);

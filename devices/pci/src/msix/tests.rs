@@ -104,6 +104,9 @@ fn a_masked_vector_keeps_what_was_signalled() {
     let mut second = [0; 4];
     bench.msix.pba_read(8, &mut second);
     assert_eq!(u32::from_le_bytes(second), 1 << 5);
+    let mut past = [0; 8];
+    bench.msix.pba_read(16, &mut past);
+    assert_eq!(past, [0xff; 8], "70 vectors have two words");
     assert_eq!(bench.pba(), 0b10, "reading does not clear");
     bench.unmask(1, 2);
     assert_eq!(bench.pba(), 0);

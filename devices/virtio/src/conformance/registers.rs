@@ -98,6 +98,16 @@ pub(crate) fn a_bad_queue_size_needs_a_reset(subject: &Subject) {
     subject.serve(&mut driver);
 }
 
+pub(crate) fn only_a_one_enables_a_queue(subject: &Subject) {
+    let mut driver = subject.driver();
+    assert!(driver.negotiate(features::COMMON));
+    driver.put_u16(reg::QUEUE_SELECT, subject.queue);
+    for (value, enabled) in [(0, 0), (2, 0), (0xffff, 0), (1, 1), (0, 1)] {
+        driver.put_u16(reg::QUEUE_ENABLE, value);
+        assert_eq!(driver.u16(reg::QUEUE_ENABLE), enabled, "after {value:#x}");
+    }
+}
+
 pub(crate) fn bad_areas_need_a_reset(subject: &Subject) {
     let mut driver = subject.driver();
     let good = Areas::of(subject.queue, 16);
@@ -284,12 +294,15 @@ pub(crate) fn the_access_window_reaches_the_bar(subject: &Subject) {
         (0, status, 3),
         (0, status, 8),
         (0, status - 1, 2),
+        (0, 0x7ffc, 8),
         (0, 0x8000, 1),
         (0, u32::MAX, 1),
     ] {
         aim(function, bar, offset, length);
-        function.config_write(data, &[0; 4]);
-        function.config_read(data, &mut [0; 4]);
+        function.config_write(data, &[1, 2, 3, 4]);
+        let mut kept = [0; 4];
+        function.config_read(data, &mut kept);
+        assert_eq!(kept, [1, 2, 3, 4], "{bar} {offset:#x} {length}");
     }
     assert_eq!(
         driver.status(),

@@ -18,6 +18,8 @@ struct Still {
     config: [u8; 12],
     queues: Queues,
     device: Arc<std::sync::Mutex<Option<DeviceEvents>>>,
+    refuse: bool,
+    stops: Arc<AtomicU8>,
 }
 
 impl VirtioModel for Still {
@@ -40,10 +42,14 @@ impl VirtioModel for Still {
     }
     fn start(&mut self, on: Activated) -> Result<(), ActivateError> {
         self.queues = on.queues;
+        if self.refuse {
+            return Err(ActivateError::QueueMissing { index: 7 });
+        }
         *self.device.lock().unwrap() = Some(on.device);
         Ok(())
     }
     fn stop(&mut self) -> Queues {
+        self.stops.fetch_add(1, Ordering::SeqCst);
         std::mem::take(&mut self.queues)
     }
     fn saved_state(&self) -> SavedState {
@@ -120,6 +126,24 @@ fn device_configuration_is_bounded_and_generations_count() {
     assert_eq!(after, before.wrapping_add(1));
     assert_eq!(driver.read(0x1000), [ISR_CONFIG]);
     assert_eq!(driver.read(0x1000), [0], "cleared by the read");
+}
+
+#[test]
+fn a_model_that_refuses_to_start_is_stopped_once() {
+    let stops = Arc::default();
+    let model = Still {
+        refuse: true,
+        stops: Arc::clone(&stops),
+        ..Still::default()
+    };
+    let mut driver = Driver::new(|_| Box::new(model));
+    assert!(driver.negotiate(crate::features::COMMON));
+    driver.driver_ok();
+    assert_eq!(driver.status(), 0x4f);
+    assert_eq!(stops.load(Ordering::SeqCst), 1);
+    driver.set_status(0);
+    assert_eq!(driver.status(), 0);
+    assert_eq!(stops.load(Ordering::SeqCst), 1, "it never ran");
 }
 
 #[test]
