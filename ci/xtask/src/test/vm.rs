@@ -9,15 +9,16 @@
 //! closes with `N passed, N failed, N skipped`, and its exit status is 0 if and only if none failed.
 
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
-use testudo_lab::{Kit, LabError, LabSpec, Streams};
+use testudo_lab::{Kit, LabSpec};
 
+use super::kvm;
+use super::lab_run::run_in_lab;
 use super::tally::Tally;
 use crate::cache::Cache;
 use crate::guest::Contents;
@@ -94,10 +95,14 @@ impl From<guest::Images> for KernelForms {
 
 /// The stage: all batches, or those named.
 pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally> {
-    let there = workspace::binaries()?;
-    if !there.iter().any(|b| b.name == "vm-tests") {
-        println!("SKIP vm: the workspace has no vm-tests");
-        return Ok(Tally::SKIPPED);
+    let labs = lab::kit(cache)?;
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|o| o == name);
+    let mut tally = Tally::default();
+    if wanted(kvm::BATCH) && filter.is_none() {
+        tally += kvm::run(&labs)?;
+    }
+    if only.iter().all(|o| o == kvm::BATCH) && !only.is_empty() {
+        return Ok(tally);
     }
     let guests = GuestKit {
         vmm: workspace::static_binary("testudo-vmm", "testudo-vmm", "lab")?,
@@ -108,12 +113,7 @@ pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally
         initramfs_2m: guest::initramfs(cache, Contents::Padded(2 << 20))?,
     };
     let runner = workspace::static_binary("testudo-vm-tests", "vm-tests", "lab")?;
-    let labs = lab::kit(cache)?;
-    let mut tally = Tally::default();
-    for batch in batches(&runner)?
-        .iter()
-        .filter(|b| only.is_empty() || only.contains(&b.batch))
-    {
+    for batch in batches(&runner)?.iter().filter(|b| wanted(&b.batch)) {
         tally += run_batch(&labs, &guests, &runner, batch, filter)?;
     }
     Ok(tally)
@@ -166,20 +166,14 @@ fn run_batch(
         timeout: Duration::from_secs(batch.timeout),
         ..LabSpec::new(root, out.path.clone(), command)
     };
-    let name = &batch.batch;
+    let name = batch.batch.as_str();
     println!("-- batch {name} ({} CPUs, {})", batch.cpus, batch.memory);
-    let mut attempt = once(labs, &spec);
-    if let Err(error) = &attempt
-        && error.is_of_the_lab()
-    {
-        println!("-- batch {name}: the lab itself failed; once more in a fresh one: {error}");
-        attempt = once(labs, &spec);
-    }
-    Ok(match attempt {
+    let ran = run_in_lab(labs, &spec, name).map(|ran| (ran.status, closing_line(&ran.said)));
+    Ok(match ran {
         Ok((status, Some(tally))) if (status == 0) == (tally.failed == 0) => tally,
         Ok((status, Some(mut tally))) => {
             println!("FAIL {name}: vm-tests returned {status}, which its closing line contradicts");
-            tally.failed += 1;
+            tally += Tally::FAILED;
             tally
         }
         Ok((status, None)) => {
@@ -193,44 +187,10 @@ fn run_batch(
     })
 }
 
-/// Exit status and closing line.
-fn once(labs: &Kit, spec: &LabSpec) -> Result<(i32, Option<Tally>), LabError> {
-    let (mut out, mut err) = (Echo::default(), io::stderr());
-    let streams = Streams {
-        out: &mut out,
-        err: &mut err,
-        stdin: None,
-    };
-    let outcome = testudo_lab::run(labs, spec, lab::environment(spec), streams)?;
-    Ok((
-        outcome.status,
-        out.last_line().and_then(|l| Tally::closing(&l)),
-    ))
-}
-
-/// Shows what is written and keeps it, for the closing line.
-#[derive(Default)]
-struct Echo(Vec<u8>);
-
-impl Echo {
-    fn last_line(&self) -> Option<String> {
-        let text = String::from_utf8_lossy(&self.0);
-        text.lines()
-            .rfind(|l| !l.trim().is_empty())
-            .map(str::to_owned)
-    }
-}
-
-impl Write for Echo {
-    fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(data);
-        io::stdout().write_all(data)?;
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        io::stdout().flush()
-    }
+fn closing_line(said: &str) -> Option<Tally> {
+    said.lines()
+        .rfind(|l| !l.trim().is_empty())
+        .and_then(Tally::closing)
 }
 
 fn path(path: &Path) -> Result<String> {
@@ -260,12 +220,11 @@ mod tests {
 
     #[test]
     fn the_closing_line_is_the_last_that_is_not_empty() {
-        let mut echo = Echo::default();
-        echo.0
-            .extend_from_slice(b"PASS a (1 s)\n1 passed, 0 failed, 0 skipped\n\n");
+        let said = "PASS a (1 s)\n1 passed, 0 failed, 0 skipped\n\n";
+        assert_eq!(closing_line(said), Some(Tally::PASSED));
         assert_eq!(
-            echo.last_line().and_then(|l| Tally::closing(&l)),
-            Some(Tally::PASSED)
+            closing_line("1 passed, 0 failed, 0 skipped\nkilled\n"),
+            None
         );
     }
 }

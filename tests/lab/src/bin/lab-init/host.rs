@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::io::Errno;
-use rustix::process::umask;
+use rustix::process::{Resource, Rlimit, setrlimit, umask};
 use rustix::system::finit_module;
 
 /// Settings beyond the kernel's defaults.
@@ -42,8 +42,16 @@ pub(crate) fn insert(modules: Vec<Module>) -> Result<()> {
     Ok(())
 }
 
+/// Open files, as systemd has them: 1024 unless a program raises its limit, up to this.
+const OPEN_FILES: u64 = 524_288;
+
 /// Everything that needs the new root.
 pub(crate) fn configure(modules_dir: &Path) -> Result<()> {
+    let open_files = Rlimit {
+        current: Some(1024),
+        maximum: Some(OPEN_FILES),
+    };
+    setrlimit(Resource::Nofile, open_files).context("cannot set the limit of open files")?;
     for (name, value) in SYSCTL {
         let path = format!("/proc/sys/{name}");
         fs::write(&path, value).with_context(|| format!("cannot set {path}"))?;
