@@ -15,8 +15,9 @@ use crate::kit;
 use crate::memory;
 use crate::trace::{self, Event, Events, Trace};
 
-/// A boot that takes longer hangs. Virtual time in a lab with `--icount`.
-const LIMIT: Duration = Duration::from_secs(30);
+/// A boot that takes longer hangs. In a lab with `--icount` this is virtual time, which leaps while
+/// the lab waits for a file of the emulating machine, so it is generous.
+const LIMIT: Duration = Duration::from_secs(120);
 /// When an idle guest's VMM has settled.
 const SETTLED: Duration = Duration::from_secs(4);
 
@@ -128,6 +129,10 @@ fn boot(case: &Case, trace: &Trace, wanted: Events, console: &Path) -> Result<(V
     let status = child.wait()?;
     if !status.success() {
         bail!("{status}; see its console and stderr");
+    }
+    let said = std::fs::read(console).unwrap_or_default();
+    if String::from_utf8_lossy(&said).contains("Kernel panic") {
+        bail!("the guest's kernel panicked; see its console");
     }
     Ok((events, pid))
 }
