@@ -6,7 +6,8 @@
 //! that brought the byte. What happens when the reader is slow depends on the sink the VMM gave:
 //!
 //! * A *blocking* sink stops the vCPU in the access until the reader catches up. Simple and
-//!   lossless; such a vCPU cannot be paused meanwhile.
+//!   lossless; but such a vCPU cannot be paused meanwhile, and the handle waits with it. Right for
+//!   a file, wrong for a pipe or a terminal.
 //! * A *non-blocking* sink answers `WouldBlock`. The byte waits here, LSR says that the transmitter
 //!   is busy, and a driver that looks at LSR stops sending, as on a wire with flow control. The
 //!   VMM calls [`SerialHandle::output_ready`] when the sink takes bytes again. A driver that

@@ -33,7 +33,7 @@ type Endpoint = RemoteEndpoint<Box<dyn Worker>>;
 #[derive(Debug, Error)]
 pub enum SpawnError {
     /// No event loop.
-    #[error("cannot make the event loop of thread {name}: {source}; check the limit of open files")]
+    #[error("cannot make the event loop of thread {name}; check the limit of open files")]
     Loop {
         /// The thread.
         name: String,
@@ -70,7 +70,7 @@ pub enum AttachError {
         name: Arc<str>,
     },
     /// The thread is gone.
-    #[error("thread {name} has ended ({source})")]
+    #[error("thread {name} has ended")]
     Ended {
         /// The thread.
         name: Arc<str>,
@@ -89,7 +89,7 @@ pub enum DetachError {
         name: Arc<str>,
     },
     /// The thread is gone, and the worker with it.
-    #[error("thread {name} has ended ({source})")]
+    #[error("thread {name} has ended")]
     Ended {
         /// The thread.
         name: Arc<str>,
