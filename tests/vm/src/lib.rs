@@ -19,6 +19,7 @@ pub mod batch;
 mod capture;
 mod context;
 mod facts;
+mod journal;
 mod junit;
 mod launch;
 mod outcome;

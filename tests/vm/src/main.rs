@@ -27,6 +27,9 @@ struct Cli {
     /// Write a JUnit report.
     #[arg(long, value_name = "FILE")]
     junit: Option<PathBuf>,
+    /// Keep in this file what has run, and do not run again what it says has.
+    #[arg(long, value_name = "FILE")]
+    journal: Option<PathBuf>,
     /// JSON file that says where the VMM, kernels and initramfs are.
     #[arg(long, value_name = "FILE")]
     kernels: Option<PathBuf>,
@@ -54,7 +57,12 @@ fn main() -> Result<ExitCode> {
         None if name == SELF_TEST => Images::default(),
         None => bail!("--kernels is missing: the file that says where VMM and kernels are"),
     };
-    let passed = runner::run(&name, &tests, &cli.filter, &images, cli.junit.as_deref())?;
+    let options = runner::Options {
+        filter: &cli.filter,
+        junit: cli.junit.as_deref(),
+        journal: cli.journal.as_deref(),
+    };
+    let passed = runner::run(&name, &tests, &images, options)?;
     Ok(if passed {
         ExitCode::SUCCESS
     } else {

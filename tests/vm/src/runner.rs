@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Test;
 use crate::context::{Ctx, Images};
+use crate::journal::{Journal, Standing};
 use crate::junit::{self, Case};
 use crate::outcome::{Outcome, Verdict};
 
@@ -16,32 +17,72 @@ const TAIL: usize = 40;
 /// What a test gets to notice that its children are gone.
 const GRACE: Duration = Duration::from_secs(10);
 
-/// Runs the tests whose names contain `filter`, reports, and says whether nothing failed.
+/// How a batch is run.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options<'a> {
+    /// Only tests whose names contain this.
+    pub filter: &'a str,
+    /// Where the JUnit report goes.
+    pub junit: Option<&'a Path>,
+    /// What has run already and is not to be run again; this run is added to it.
+    pub journal: Option<&'a Path>,
+}
+
+/// Runs the tests, reports, and says whether nothing failed.
 pub fn run(
     batch: &str,
     tests: &[Test],
-    filter: &str,
     images: &Images,
-    junit: Option<&Path>,
+    options: Options<'_>,
 ) -> anyhow::Result<bool> {
+    let mut journal = options.journal.map(Journal::open).transpose()?;
     let mut cases = Vec::new();
-    for test in tests.iter().filter(|t| t.name.contains(filter)) {
-        let case = run_one(test, images);
+    for test in tests.iter().filter(|t| t.name.contains(options.filter)) {
+        let case = match &mut journal {
+            None => run_one(test, images),
+            Some(journal) => match journal.standing(test) {
+                // Reported when it ran.
+                Standing::Done(case) => {
+                    cases.push(*case);
+                    continue;
+                }
+                Standing::Fatal => fatal(test),
+                Standing::ToRun => {
+                    journal.begin(test.name)?;
+                    run_one(test, images)
+                }
+            },
+        };
         report(&case);
+        if let Some(journal) = &mut journal {
+            journal.done(&case)?;
+        }
         cases.push(case);
     }
     let count = |wanted: fn(&Verdict) -> bool| cases.iter().filter(|c| wanted(&c.verdict)).count();
     let failed = count(|v| matches!(v, Err(Outcome::Failed(_))));
+    // Before the closing line, after which nobody waits for more.
+    if let Some(path) = options.junit {
+        std::fs::write(path, junit::xml(batch, &cases))
+            .map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
+    }
     println!(
         "{} passed, {failed} failed, {} skipped",
         count(Result::is_ok),
         count(|v| matches!(v, Err(Outcome::Skipped(_))))
     );
-    if let Some(path) = junit {
-        std::fs::write(path, junit::xml(batch, &cases))
-            .map_err(|e| anyhow::anyhow!("cannot write {}: {e}", path.display()))?;
-    }
     Ok(failed == 0)
+}
+
+/// A test in which the lab died each time.
+fn fatal(test: &Test) -> Case {
+    let why = "the lab died while it ran, and again in a fresh one";
+    Case {
+        name: test.name,
+        took: Duration::ZERO,
+        verdict: Err(Outcome::Failed(why.to_owned())),
+        output: String::new(),
+    }
 }
 
 fn report(case: &Case) {
@@ -200,7 +241,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let report = dir.path().join("junit.xml");
         let tests = crate::batch::tests_of(crate::batch::SELF_TEST).unwrap();
-        assert!(run("self-test", &tests, "", &images(), Some(&report)).unwrap());
+        let options = Options {
+            junit: Some(&report),
+            ..Options::default()
+        };
+        assert!(run("self-test", &tests, &images(), options).unwrap());
         let xml = std::fs::read_to_string(&report).unwrap();
         assert!(xml.contains("failures=\"0\""), "{xml}");
         let failing = [Test {
@@ -208,7 +253,33 @@ mod tests {
             run: |_| Err(Outcome::Failed("x".into())),
             limit: Duration::from_secs(1),
         }];
-        assert!(!run("self-test", &failing, "", &images(), None).unwrap());
-        assert!(run("self-test", &failing, "another", &images(), None).unwrap());
+        assert!(!run("self-test", &failing, &images(), Options::default()).unwrap());
+        let options = Options {
+            filter: "another",
+            ..Options::default()
+        };
+        assert!(run("self-test", &failing, &images(), options).unwrap());
+    }
+
+    #[test]
+    fn what_is_in_the_journal_is_counted_and_not_run_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let journal = dir.path().join("journal");
+        let options = Options {
+            journal: Some(&journal),
+            ..Options::default()
+        };
+        let test = |run| {
+            [Test {
+                name: "once",
+                run,
+                limit: Duration::from_secs(5),
+            }]
+        };
+        assert!(run("b", &test(|_| Ok(())), &images(), options).unwrap());
+        let changed = test(|_| Err(Outcome::Failed("ran again".into())));
+        assert!(run("b", &changed, &images(), options).unwrap());
+        let text = std::fs::read_to_string(&journal).unwrap();
+        assert_eq!(text.lines().count(), 2, "{text}");
     }
 }
