@@ -9,6 +9,7 @@ mod gdt;
 #[cfg(target_arch = "x86_64")]
 pub mod host;
 pub mod layout;
+pub mod map;
 pub mod mtrr;
 mod paging;
 mod reset_vector;
@@ -17,6 +18,6 @@ pub mod topology;
 pub use boot_params::{E820Entry, E820Kind};
 pub use boot_state::{BootState, VcpuState};
 pub use cpuid::{CpuidEntry, CpuidRequest};
-pub use layout::{MapError, MapRequest, MemoryMap};
+pub use map::{MapError, MapRequest, MemoryMap};
 pub use mtrr::{MemoryType, MtrrError, MtrrPlan};
 pub use topology::{Topology, TopologyError};

@@ -11,7 +11,7 @@
 use serde::{Serialize, Serializer};
 use thiserror::Error;
 
-use super::layout::MemoryMap;
+use super::map::MemoryMap;
 use crate::span::{Hex, Span};
 
 /// IA32_MTRR_DEF_TYPE.

@@ -2,7 +2,8 @@
 //!
 //! An APIC id is a number of bit fields, thread lowest, each as wide as the power of two that
 //! holds its count (SDM 3A §9.9.1). Counts that are no powers of two leave gaps, so ids may pass
-//! 254 although the CPUs are fewer; such CPUs need x2APIC.
+//! 254 although the CPUs are fewer. Such CPUs are described and can run, but Linux leaves those
+//! above 255 offline on a machine without interrupt remapping: prefer powers of two.
 
 use serde::Serialize;
 use thiserror::Error;

@@ -20,7 +20,8 @@ mod processors;
 use acpi_tables::{Aml, mcfg::MCFG, rsdp::Rsdp, sdt::Sdt, xsdt::XSDT};
 use thiserror::Error;
 
-use super::layout::{self, MemoryMap};
+use super::layout;
+use super::map::MemoryMap;
 use super::reset_vector;
 use super::topology::Topology;
 use crate::{BlobArea, BlobAreaError, GuestBlob, Span};
