@@ -194,9 +194,7 @@ struct Thread {
 
 impl Thread {
     fn main(mut self) {
-        #[expect(unsafe_code, reason = "gettid")]
-        // SAFETY: gettid has no preconditions.
-        let tid = unsafe { libc::gettid() };
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
         self.shared.lock().tid = tid;
         let mut has_run = false;
         loop {

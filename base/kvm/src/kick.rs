@@ -98,8 +98,7 @@ impl Kick {
 
     /// Makes the calling thread the one to signal.
     pub(crate) fn adopt_this_thread(&self) {
-        // SAFETY: gettid has no preconditions.
-        let tid = unsafe { libc::gettid() };
+        let tid = rustix::thread::gettid().as_raw_nonzero().get();
         self.thread.store(tid, Ordering::SeqCst);
     }
 
