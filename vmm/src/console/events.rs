@@ -45,7 +45,7 @@ impl Console {
         let mut chunk = [0; CHUNK];
         let got = match &self.input {
             Input::None => 0,
-            Input::Stdin => io::stdin().lock().read(&mut chunk)?,
+            Input::Stdin(stdin) => (&*stdin).read(&mut chunk)?,
             Input::Unix(listening) => listening.read(&mut chunk)?,
         };
         let typed = chunk.get(..got).unwrap_or_default();
@@ -90,7 +90,7 @@ impl Console {
             let _ = ops.remove(Events::with_data_raw(fd, INPUT, EventSet::IN));
         }
         self.watch = Watch::No;
-        if matches!(self.input, Input::Stdin) {
+        if matches!(self.input, Input::Stdin(_)) {
             self.input = Input::None;
         }
     }

@@ -67,7 +67,8 @@ pub enum ConsoleOpenError {
 /// Where input comes from.
 enum Input {
     None,
-    Stdin,
+    /// Standard input, without the buffer of `io::stdin`: what that holds no epoll tells of.
+    Stdin(File),
     Unix(Listening),
 }
 
@@ -148,7 +149,8 @@ impl Console {
         self.terminal = RawTerminal::enter()?;
         let background = self.terminal.is_none() && io::stdin().is_terminal();
         if !background {
-            self.input = Input::Stdin;
+            let stdin = io::stdin().as_fd().try_clone_to_owned()?;
+            self.input = Input::Stdin(stdin.into());
         }
         Ok(())
     }
@@ -200,7 +202,7 @@ impl Console {
     fn input_fd(&self) -> Option<RawFd> {
         match &self.input {
             Input::None => None,
-            Input::Stdin => Some(libc::STDIN_FILENO),
+            Input::Stdin(stdin) => Some(stdin.as_raw_fd()),
             Input::Unix(listening) => listening.client_fd(),
         }
     }
