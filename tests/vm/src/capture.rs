@@ -28,6 +28,13 @@ impl Capture {
         capture
     }
 
+    /// A stream that is not captured: nothing, and its end.
+    pub(crate) fn empty() -> Capture {
+        let capture = Capture::default();
+        capture.lock().ended = true;
+        capture
+    }
+
     fn fill(&self, mut from: impl Read) {
         let mut chunk = [0; 4096];
         loop {

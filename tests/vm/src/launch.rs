@@ -154,7 +154,8 @@ impl<'a> Launch<'a> {
         self
     }
 
-    /// Standard input and output are this terminal; what is written to it is not captured.
+    /// Standard input and output are this terminal, and it controls the process. What is written to
+    /// it is not captured.
     pub fn on_terminal(mut self, terminal: File) -> Self {
         self.terminal = Some(terminal);
         self
@@ -162,7 +163,15 @@ impl<'a> Launch<'a> {
 
     /// Starts it.
     pub fn spawn(mut self) -> Verdict<Running<'a>> {
-        let mut command = Command::new(&self.program);
+        let mut command = match &self.terminal {
+            None => Command::new(&self.program),
+            // As in a shell: the terminal is the process's own, and it is in its foreground.
+            Some(_) => {
+                let mut command = Command::new("setsid");
+                command.arg("--ctty").arg(&self.program);
+                command
+            }
+        };
         command.args(&self.args);
         if let Some(guest) = &self.guest {
             command.arg("--kernel").arg(&guest.kernel);
@@ -195,7 +204,7 @@ impl<'a> Launch<'a> {
             (child.stdin.take(), child.stdout.take(), child.stderr.take())
         };
         let capture = |label: &str, from: Option<Capture>| {
-            let capture = from.unwrap_or_default();
+            let capture = from.unwrap_or_else(Capture::empty);
             self.ctx.keep_output(label, &capture);
             capture
         };

@@ -39,7 +39,7 @@ pub fn run(labs: &Kit) -> Result<Tally> {
     let programs = (command.len() - 4) / 2;
     println!("-- batch {BATCH}: {programs} programs of crates that use /dev/kvm");
     let spec = LabSpec::new(root, out.path.clone(), command);
-    Ok(match run_in_lab(labs, &spec, BATCH) {
+    Ok(match run_in_lab(labs, &spec, BATCH, 2) {
         Ok(Ran { status, said }) => {
             let results: Vec<Tally> = said.lines().filter_map(Tally::libtest).collect();
             let mut tally = Tally::default();

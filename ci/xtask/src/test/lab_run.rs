@@ -1,4 +1,4 @@
-//! One batch in one lab, with a second lab when the first fails.
+//! One batch in one lab, and in further ones when a lab fails.
 
 use std::io::{self, Write};
 
@@ -13,15 +13,25 @@ pub struct Ran {
     pub said: String,
 }
 
-/// Runs it, showing what it says. When the lab itself fails, and only then, once more in a fresh one.
-pub fn run_in_lab(labs: &Kit, spec: &LabSpec, batch: &str) -> Result<Ran, LabError> {
-    match once(labs, spec) {
-        Err(error) if error.is_of_the_lab() => {
-            println!("-- batch {batch}: the lab itself failed; once more in a fresh one: {error}");
-            once(labs, spec)
+/// Runs it, showing what it says. When the lab itself fails, and only then, again in a fresh one,
+/// in up to `labs_at_most` of them.
+pub fn run_in_lab(
+    labs: &Kit,
+    spec: &LabSpec,
+    batch: &str,
+    labs_at_most: u32,
+) -> Result<Ran, LabError> {
+    for _ in 1..labs_at_most {
+        match once(labs, spec) {
+            Err(error) if error.is_of_the_lab() => {
+                println!(
+                    "-- batch {batch}: the lab itself failed; once more in a fresh one: {error}"
+                );
+            }
+            other => return other,
         }
-        other => other,
     }
+    once(labs, spec)
 }
 
 fn once(labs: &Kit, spec: &LabSpec) -> Result<Ran, LabError> {

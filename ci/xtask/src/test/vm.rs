@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! vm-tests --list-batches                                    on this machine; a JSON line each: Batch
-//! vm-tests --batch NAME --junit FILE --kernels KIT.json [--filter TEXT]        in the lab
+//! vm-tests --batch NAME --junit FILE --journal FILE --kernels KIT.json [--filter TEXT]    in the lab
 //! ```
 //! KIT.json is a [`GuestKit`]. It prints `PASS name (secs)`, `FAIL name: why`, `SKIP name: why`,
 //! closes with `N passed, N failed, N skipped`, and its exit status is 0 if and only if none failed.
@@ -24,6 +24,10 @@ use crate::cache::Cache;
 use crate::guest::Contents;
 use crate::lab::Out;
 use crate::{guest, lab, sh, workspace};
+
+/// Labs that one batch may use up. Each goes on where the one before stopped, and a test that takes
+/// two labs with it fails, so the batch as a whole gets on.
+const LABS: u32 = 8;
 
 /// The shape of a lab and the name of what runs in it.
 #[derive(Debug, PartialEq, Deserialize)]
@@ -142,10 +146,15 @@ fn run_batch(
     fs::write(&kit_file, serde_json::to_vec_pretty(guests)?)
         .with_context(|| format!("cannot write {}", kit_file.display()))?;
     let junit = out.path.join("junit.xml");
+    // Of an earlier run; within this one it tells a second lab what the first has done.
+    let journal = out.path.join("journal");
+    let _ = fs::remove_file(&journal);
     let mut command = vec![path(runner)?, "--batch".to_owned(), batch.batch.clone()];
     command.extend([
         "--junit".to_owned(),
         path(&junit)?,
+        "--journal".to_owned(),
+        path(&journal)?,
         "--kernels".to_owned(),
         path(&kit_file)?,
     ]);
@@ -168,7 +177,7 @@ fn run_batch(
     };
     let name = batch.batch.as_str();
     println!("-- batch {name} ({} CPUs, {})", batch.cpus, batch.memory);
-    let ran = run_in_lab(labs, &spec, name).map(|ran| (ran.status, closing_line(&ran.said)));
+    let ran = run_in_lab(labs, &spec, name, LABS).map(|ran| (ran.status, closing_line(&ran.said)));
     Ok(match ran {
         Ok((status, Some(tally))) if (status == 0) == (tally.failed == 0) => tally,
         Ok((status, Some(mut tally))) => {
