@@ -162,7 +162,7 @@ fn random_device(facts: &Facts) -> Verdict {
 
 fn linux_entry(ctx: &Ctx) -> Verdict {
     let launch = ctx.guest("say=up,poweroff").kernel(Kernel::OwnVmlinux);
-    let done = launch.args(["--protocol", "linux"]).run()?;
+    let done = launch.args(["--protocol", "linux64"]).run()?;
     done.expect_code(0)?;
     done.expect_line("up")
 }
