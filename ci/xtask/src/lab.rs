@@ -22,6 +22,7 @@ const MODULES: &[&str] = &[
     "9p",
     "overlay",
     "kvm-amd",
+    "cpuid",
     "vhost_net",
     "vhost_vsock",
     "tun",

@@ -12,6 +12,8 @@ use crate::wire::{ORDERS, Orders};
 const EARLY: &[&str] = &["9pnet_virtio", "9p", "overlay"];
 /// After it: KVM. The rest loads by itself when its device node is opened.
 const LATE: &[&str] = &["kvm-amd"];
+/// Reading its devices interrupts each CPU.
+const NUDGED: &str = "cpuid";
 /// Folders that lab-init mounts on before it has a root.
 const FOLDERS: &[&str] = &["dev", "proc", "sys", "modules", "host", "over", "root"];
 
@@ -44,6 +46,9 @@ pub(crate) fn build(
 ) -> Result<Vec<u8>, InitramfsError> {
     let early = load_order(&kit.modules, EARLY)?;
     let mut late: Vec<&str> = LATE.to_vec();
+    if spec.cpus > 1 {
+        late.push(NUDGED);
+    }
     late.extend(spec.modules.iter().map(String::as_str));
     let mut late = load_order(&kit.modules, &late)?;
     late.retain(|file| !early.contains(file));
@@ -76,6 +81,7 @@ pub(crate) fn build(
         release: kit.release.clone(),
         stage: spec.stage.clone(),
         heartbeat: !spec.icount,
+        cpus: spec.cpus,
         stdin,
     };
     let orders = serde_json::to_vec(&orders).map_err(io::Error::from)?;

@@ -17,6 +17,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, memfd_create};
@@ -32,6 +33,8 @@ use crate::wire::{UnknownWord, Word};
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// Without a sign of life for so long, the lab hangs; a machine may be slow, but not that slow.
 const SILENCE_LIMIT: Duration = Duration::from_secs(120);
+/// From one nudge to the next (see [`nudge`]).
+const NUDGE: Duration = Duration::from_millis(200);
 /// For output in flight when the command has ended.
 const DRAIN_LIMIT: Duration = Duration::from_secs(20);
 /// Lines of a log that an error quotes.
@@ -195,6 +198,12 @@ pub fn run(
     std::thread::scope(|scope| {
         scope.spawn(|| pump(out, streams.out, &sent_out));
         scope.spawn(|| pump(err, streams.err, &sent_err));
+        let _nudging = (!spec.icount).then(|| {
+            let (over, ended) = mpsc::channel();
+            let to = ctl.try_clone();
+            scope.spawn(move || to.map(|to| nudge(to, &ended)));
+            over
+        });
         let talk = Talk {
             spec,
             emulator,
@@ -378,6 +387,19 @@ fn pump(mut from: UnixStream, to: &mut (dyn Write + Send), count: &AtomicU64) {
     while let Ok(n @ 1..) = from.read(&mut buffer) {
         open = open && to.write_all(&buffer[..n]).and_then(|()| to.flush()).is_ok();
         count.fetch_add(n as u64, Ordering::Release);
+    }
+}
+
+/// Sends a byte now and then until the sender of `over` is gone.
+///
+/// QEMU's SVM emulation changes a CPU's interrupt flags without a lock, and so it loses an interrupt
+/// every few minutes: the one-shot timer that came while a nested guest ran stays pending in the
+/// local APIC, and the lab stands still. The next interrupt from anywhere brings it back; this is one.
+fn nudge(mut to: UnixStream, over: &mpsc::Receiver<()>) {
+    while let Err(RecvTimeoutError::Timeout) = over.recv_timeout(NUDGE) {
+        if to.write_all(b".").is_err() {
+            return;
+        }
     }
 }
 

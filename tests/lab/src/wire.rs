@@ -47,8 +47,10 @@ pub struct Orders {
     pub release: String,
     /// Files and folders to copy into the lab's memory before the command starts.
     pub stage: Vec<PathBuf>,
-    /// Send [`Word::Alive`]?
+    /// Send [`Word::Alive`], and take the host's nudges? Not where time is virtual.
     pub heartbeat: bool,
+    /// The lab's CPUs.
+    pub cpus: u32,
     /// Does the port [`IN`] feed the command's stdin?
     pub stdin: bool,
 }

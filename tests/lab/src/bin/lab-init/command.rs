@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, wait};
 use testudo_lab::wire::{self, Orders, Word};
 
-use crate::ports;
+use crate::{ports, pulse};
 
 /// The ports behind the command's streams.
 pub(crate) struct Streams {
@@ -55,7 +55,9 @@ pub(crate) fn run(orders: &Orders, streams: Streams, ctl: &mut File) -> Result<W
     ctl.write_all(format!("{}\n", Word::Started).as_bytes())
         .context("cannot say that the command starts")?;
     if orders.heartbeat {
-        beat(ctl.try_clone().context("cannot share the control port")?);
+        let share = || ctl.try_clone().context("cannot share the control port");
+        pulse::beat(share()?);
+        pulse::take_nudges(share()?, orders.cpus)?;
     }
     let mut child = match command.spawn() {
         Ok(child) => child,
@@ -75,19 +77,6 @@ pub(crate) fn run(orders: &Orders, streams: Streams, ctl: &mut File) -> Result<W
         out: sent(out),
         err: sent(err),
     })
-}
-
-/// Signs of life, so that a lab that hangs is told from a command that takes its time. A line is one
-/// write, and a write to a port is whole: lines do not mix.
-fn beat(mut ctl: File) {
-    thread::spawn(move || {
-        while ctl
-            .write_all(format!("{}\n", Word::Alive).as_bytes())
-            .is_ok()
-        {
-            thread::sleep(wire::HEARTBEAT);
-        }
-    });
 }
 
 /// What a shell says and returns for a program it cannot run.

@@ -9,6 +9,7 @@
 mod command;
 mod host;
 mod ports;
+mod pulse;
 mod root;
 mod stage;
 
