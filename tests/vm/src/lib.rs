@@ -33,3 +33,4 @@ pub use facts::Facts;
 pub use launch::Launch;
 pub use outcome::{Outcome, Verdict};
 pub use running::{Finished, Running};
+pub use smaps::Pss;

@@ -10,9 +10,10 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::capture::Capture;
 use crate::context::{Ctx, SharedChild, lock};
+use crate::ensure;
 use crate::facts::Facts;
 use crate::outcome::{Outcome, Verdict};
-use crate::{ensure, smaps};
+use crate::smaps::Pss;
 
 const CTL_LIMIT: Duration = Duration::from_secs(60);
 
@@ -120,10 +121,10 @@ impl<'a> Running<'a> {
         ctl.spawn()
     }
 
-    /// Proportional set size without guest RAM, in KiB.
-    pub fn pss_kib(&self) -> Verdict<u64> {
+    /// Proportional set size without guest RAM.
+    pub fn pss(&self) -> Verdict<Pss> {
         let text = std::fs::read_to_string(format!("/proc/{}/smaps", self.pid()))?;
-        Ok(smaps::pss_without_guest_ram(&text))
+        Ok(Pss::read(&text))
     }
 
     /// Waits for its end. A VMM that does not end in time is killed, and the test fails.

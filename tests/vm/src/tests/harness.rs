@@ -63,7 +63,7 @@ fn input(ctx: &Ctx) -> Verdict {
 fn signal(ctx: &Ctx) -> Verdict {
     let child = shell(ctx, "echo up; exec sleep 1000").spawn()?;
     child.wait_for("up", SOON)?;
-    ensure!(child.pss_kib()? > 0, "no memory");
+    ensure!(child.pss()?.kib > 0, "no memory");
     child.signal(Signal::TERM)?;
     let done = child.finish(SOON)?;
     ensure!(done.signal() == Some(15), "ended with {}", done.status);
