@@ -48,6 +48,12 @@ struct Boot {
     /// Measure this build of testudo-vmm. [default: release, static]
     #[arg(long, value_name = "FILE")]
     vmm: Option<PathBuf>,
+    /// Set the lab's transparent huge pages: always (Debian's), madvise or never.
+    #[arg(long)]
+    thp: Option<String>,
+    /// Folder for results. [default: out/perf/boot]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Seconds after which the lab is killed.
     #[arg(long, default_value_t = 1800, value_name = "SECS")]
     timeout: u64,
@@ -124,7 +130,11 @@ fn boot(args: &Boot) -> Result<ExitCode> {
         initramfs: guest::initramfs(&cache, Contents::Padded(2 << 20))?,
     };
     let tool = workspace::static_binary("testudo-perf", "perf-boot", "lab")?;
-    let out = Out::claim(&root, Some(&root.join("out/perf/boot")))?;
+    let dir = args
+        .out
+        .clone()
+        .unwrap_or_else(|| root.join("out/perf/boot"));
+    let out = Out::claim(&root, Some(&dir))?;
     let kit_file = out.path.join("kit.json");
     fs::write(&kit_file, serde_json::to_vec_pretty(&kit)?)
         .with_context(|| format!("cannot write {}", kit_file.display()))?;
@@ -141,6 +151,11 @@ fn boot(args: &Boot) -> Result<ExitCode> {
         "--runs".into(),
         args.runs.to_string(),
     ]);
+    command.extend(
+        args.thp
+            .iter()
+            .flat_map(|thp| ["--thp".to_owned(), thp.clone()]),
+    );
     command.extend(args.filter.iter().cloned());
     let spec = LabSpec {
         icount: true,

@@ -49,6 +49,9 @@ struct Args {
     /// Runs of each case, with and without the split; the median counts.
     #[arg(long, default_value_t = 1)]
     runs: u32,
+    /// Set the host's transparent huge pages before measuring: always, madvise or never.
+    #[arg(long)]
+    thp: Option<String>,
     /// Only cases whose name contains one of these.
     filter: Vec<String>,
 }
@@ -58,6 +61,10 @@ fn main() -> Result<()> {
     let kit = Kit::read(&args.kit)?.staged()?;
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
+    if let Some(thp) = &args.thp {
+        std::fs::write(report::THP, thp)
+            .with_context(|| format!("cannot write `{thp}` to {}", report::THP))?;
+    }
     let wanted =
         |case: &Case| args.filter.is_empty() || args.filter.iter().any(|f| case.name().contains(f));
     let mut rows: Vec<Row> = Vec::new();

@@ -11,6 +11,9 @@ use crate::bars::{self, QUOTED, ms};
 use crate::kit::Kit;
 use crate::measure::Row;
 
+/// The host's setting of transparent huge pages.
+pub(crate) const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
 /// Facts of the machine that the figures are of.
 #[derive(Debug, Serialize)]
 struct Machine {
@@ -68,7 +71,7 @@ impl Report {
                 clocksource: read(
                     "/sys/devices/system/clocksource/clocksource0/current_clocksource",
                 ),
-                transparent_hugepages: read("/sys/kernel/mm/transparent_hugepage/enabled"),
+                transparent_hugepages: read(THP),
                 qemu: qemu.unwrap_or_default(),
             },
             rows,
