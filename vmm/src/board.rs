@@ -152,6 +152,7 @@ impl Board {
         )?;
         let slots = Memslots::new(&vm)?;
         ram.listen(slots.listener())?;
+        log::debug!("the VM has its RAM");
 
         let buses = Guest {
             pio: Bus::new("I/O port"),
@@ -177,7 +178,9 @@ impl Board {
             .map(|f| plug(f, parts, &segment, ram, &interrupts, &vm, &mut counters))
             .collect::<Result<_, _>>()?;
 
+        log::debug!("devices are in place");
         let entry = load(parts, ram)?;
+        log::debug!("the kernel is loaded");
         let platform = platform.held;
         let vcpus = vcpus(parts, &vm, &entry.vcpu, &buses)?;
         Ok(Self {

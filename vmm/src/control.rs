@@ -10,18 +10,18 @@
 //! (`shutdown`) is answered when the guest has answered, and nobody waits for it meanwhile.
 
 mod clients;
+mod deadline;
 
 use std::collections::BTreeMap;
-use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use event_manager::{EventManager, EventOps, EventSet, Events, MutEventSubscriber, SubscriberOps};
 use testudo_bus::GuestEvent;
 use testudo_protocol::{
     Ended, Event, Failure, FailureKind, Listener, Outcome, Phase, Reply, Request, Verb,
 };
-use vmm_sys_util::timerfd::TimerFd;
 
 use crate::letters::{Letter, Letters};
 use crate::machine::Machine;
@@ -29,6 +29,7 @@ use crate::seccomp::{ThreadKind, apply};
 use crate::signals::EndingSignals;
 use crate::spec::{OnPanic, OnReset};
 use clients::Client;
+use deadline::Deadline;
 
 const LETTERS: u32 = 0;
 const SIGNALS: u32 = 1;
@@ -50,7 +51,7 @@ pub(crate) fn run(
 ) -> anyhow::Result<Ended> {
     let seccomp = machine.spec().seccomp;
     let mut events = EventManager::new().map_err(|e| anyhow::anyhow!("event loop: {e}"))?;
-    let timer = TimerFd::new().map_err(io::Error::from)?;
+    let timer = Deadline::new().context("cannot make a timer")?;
     let control = Control {
         machine,
         letters,
@@ -65,6 +66,7 @@ pub(crate) fn run(
     };
     let id = events.add_subscriber(control);
     apply(ThreadKind::Ctl, seccomp)?;
+    log::debug!("the guest begins to run");
     events
         .subscriber_mut(id)
         .map_err(|e| anyhow::anyhow!("event loop: {e}"))?
@@ -92,7 +94,7 @@ struct Control {
     letters: Letters,
     signals: EndingSignals,
     listener: Option<Listener>,
-    timer: TimerFd,
+    timer: Deadline,
     clients: BTreeMap<RawFd, Client>,
     /// Requests that are answered when the VM has ended: client and request id.
     waiting: Vec<(RawFd, u64)>,
@@ -275,8 +277,8 @@ impl Control {
                 self.press_power_button()?;
                 let patience = Duration::from_secs((*timeout_s).into());
                 self.timer
-                    .reset(patience.max(Duration::from_millis(1)), None)
-                    .map_err(|e| failure(FailureKind::Internal, &io::Error::from(e)))?;
+                    .set(patience)
+                    .map_err(|e| failure(FailureKind::Internal, &e))?;
                 self.waiting.push((fd, id));
                 return Ok(None);
             }
@@ -337,9 +339,10 @@ impl MutEventSubscriber for Control {
                 }
             }
             TIMER => {
-                let _ = self.timer.wait();
-                log::info!("the guest did not power off in time: the VM ends");
-                self.end(Ended::Stopped);
+                if self.timer.is_over() {
+                    log::info!("the guest did not power off in time: the VM ends");
+                    self.end(Ended::Stopped);
+                }
             }
             LISTENER => self.accept(ops),
             CLIENT => self.client_ready(events.fd(), ops),

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use testudo_bus::{GuestEvent, Mailbox};
@@ -33,6 +34,8 @@ struct Queue {
 struct Shared {
     queue: Mutex<Queue>,
     event: EventFd,
+    /// The guest has powered off or reset: it has nothing left to do.
+    guest_done: AtomicBool,
 }
 
 /// The control thread's post box; clones share it.
@@ -47,6 +50,7 @@ impl Letters {
             shared: Arc::new(Shared {
                 queue: Mutex::default(),
                 event: EventFd::new(EFD_NONBLOCK)?,
+                guest_done: AtomicBool::new(false),
             }),
         })
     }
@@ -64,6 +68,9 @@ impl Letters {
                 queue.debug_bytes = queue.debug_bytes.saturating_add(1);
             }
             Letter::Guest(event) => {
+                if matches!(event, GuestEvent::PowerOff | GuestEvent::Reset) {
+                    self.shared.guest_done.store(true, Ordering::Release);
+                }
                 let same = |l: &Letter| matches!(l, Letter::Guest(e) if e == event);
                 if queue.letters.iter().any(same) {
                     return;
@@ -89,8 +96,15 @@ impl Letters {
         std::mem::take(&mut queue.letters)
     }
 
+    /// Whether the guest has powered off or reset: a vCPU that finds it so stays out of the guest,
+    /// which would only poll for the end that the control thread is about to bring.
+    pub(crate) fn guest_done(&self) -> bool {
+        self.shared.guest_done.load(Ordering::Acquire)
+    }
+
     /// Forgets what waits: letters of a guest that has been taken down.
     pub(crate) fn clear(&self) {
+        self.shared.guest_done.store(false, Ordering::Release);
         drop(self.take());
     }
 

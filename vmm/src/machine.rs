@@ -144,6 +144,7 @@ impl Machine {
     pub(crate) fn new(spec: Spec, letters: Letters, started: Instant) -> Result<Self, StartError> {
         let host_error = |what| move |source| StartError::Host { what, source };
         let files = Files::open(&spec)?;
+        log::debug!("files are open, KVM has been asked");
         let plan = Plan::new(&spec, files.host.facts)?;
         install_kick_handler().map_err(host_error("the vCPU signal"))?;
         let seccomp = spec.seccomp;
@@ -156,6 +157,7 @@ impl Machine {
             &spec.console,
             Box::new(move || end.send(Letter::EndRequested)),
         )?;
+        log::debug!("the io thread and the console stand");
         let mut ram = GuestRam::new();
         for span in plan.memory.ram() {
             ram.add(span.base(), span.size(), &spec.memory.backing)?;
@@ -165,6 +167,7 @@ impl Machine {
             &mut ram,
             &mut console,
         )?;
+        log::debug!("the board stands");
         let console = Arc::new(Mutex::new(console));
         let console_events = attach(&io, &console)?;
         Ok(Self {

@@ -210,12 +210,18 @@ impl Thread {
             has_run = true;
             if let Some(letter) = self.run() {
                 self.guest.letters.send(letter);
-                // The guest cannot go on by itself: the control thread decides.
-                let mut state = self.shared.lock();
-                if state.order == Order::Run {
-                    state.order = Order::Pause;
-                }
+                self.stay_out();
+            } else if self.guest.letters.guest_done() {
+                self.stay_out();
             }
+        }
+    }
+
+    /// The guest cannot go on by itself: park until the control thread decides.
+    fn stay_out(&self) {
+        let mut state = self.shared.lock();
+        if state.order == Order::Run {
+            state.order = Order::Pause;
         }
     }
 
@@ -247,6 +253,7 @@ impl Thread {
             let exit = self.vcpu.run(&self.guest.pio, &self.guest.mmio);
             self.shared.exits.fetch_add(1, Ordering::Relaxed);
             match exit {
+                Ok(Exit::Handled) if self.guest.letters.guest_done() => return None,
                 Ok(Exit::Handled) => {}
                 Ok(Exit::Interrupted) => return None,
                 Ok(Exit::Reset) => return Some(Letter::Guest(GuestEvent::Reset)),
