@@ -61,7 +61,7 @@ pub struct Args {
     /// What to emulate.
     #[arg(long, default_value = "x86_64")]
     arch: String,
-    /// CPUs of the lab; one is the most stable.
+    /// CPUs of the lab; one is quickest on a small machine.
     #[arg(long, default_value_t = 1)]
     cpus: u32,
     /// Memory of the lab, such as 4G or 1500M.
@@ -167,11 +167,12 @@ pub fn kit(cache: &Cache) -> Result<Kit> {
         eprintln!("preparing the lab's kernel {}", debian.release);
         prepare_kernel(&debian, dir)
     })?;
+    let init = workspace::static_binary("testudo-lab", "lab-init", "lab")?;
     Ok(Kit {
         kernel: dir.join("vmlinux"),
         modules: dir.join("lib/modules").join(&debian.release),
         release: debian.release,
-        init: workspace::static_binary("testudo-lab", "lab-init", "lab")?,
+        init: fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?,
     })
 }
 

@@ -58,7 +58,7 @@ pub(crate) fn build(
         cpio.dir(folder)?;
     }
     cpio.char_device("dev/console", 5, 1)?;
-    cpio.file("init", 0o755, &read(&kit.init)?)?;
+    cpio.file("init", 0o755, &kit.init)?;
     let mut pack = |files: &[PathBuf]| -> Result<Vec<String>, InitramfsError> {
         files
             .iter()

@@ -153,7 +153,7 @@ mod tests {
             kernel: "/k/vmlinux".into(),
             release: "6.12".into(),
             modules: "/k/modules".into(),
-            init: "/k/init".into(),
+            init: Vec::new(),
         };
         let mut spec = LabSpec::new("/w".into(), "/w/out".into(), vec!["true".to_owned()]);
         change(&mut spec);

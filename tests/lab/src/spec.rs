@@ -63,8 +63,8 @@ pub struct Kit {
     pub release: String,
     /// `lib/modules/<release>`, with depmod's index.
     pub modules: PathBuf,
-    /// The static binary lab-init.
-    pub init: PathBuf,
+    /// The static binary lab-init itself: it fits this library, and a file may be built anew meanwhile.
+    pub init: Vec<u8>,
 }
 
 /// One lab and the command it is booted for.
@@ -72,7 +72,7 @@ pub struct Kit {
 pub struct LabSpec {
     /// What to emulate.
     pub arch: Arch,
-    /// CPUs; one is the most stable.
+    /// CPUs; one is quickest on a small machine.
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,

@@ -66,7 +66,7 @@ fn half_an_hour() -> u64 {
 }
 
 /// What guests are made of: paths, the same in the lab as here.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct GuestKit {
     /// testudo-vmm, static, profile `lab`.
     vmm: PathBuf,
@@ -82,7 +82,7 @@ struct GuestKit {
     initramfs_2m: PathBuf,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct KernelForms {
     bzimage: PathBuf,
     vmlinux: PathBuf,
@@ -133,6 +133,8 @@ fn batches(runner: &Path) -> Result<Vec<Batch>> {
         .collect()
 }
 
+/// One batch from start to end. Its programs are copied first, for the checkout may be built anew
+/// while it runs.
 fn run_batch(
     labs: &Kit,
     guests: &GuestKit,
@@ -142,14 +144,24 @@ fn run_batch(
 ) -> Result<Tally> {
     let root = workspace::root()?;
     let out = Out::claim(&root, Some(&root.join("out/test").join(&batch.batch)))?;
+    let copy = |program: &Path, name: &str| {
+        let to = out.path.join(name);
+        fs::copy(program, &to).with_context(|| format!("cannot copy {}", program.display()))?;
+        Ok::<_, anyhow::Error>(to)
+    };
+    let runner = copy(runner, "vm-tests")?;
+    let guests = GuestKit {
+        vmm: copy(&guests.vmm, "testudo-vmm")?,
+        ..guests.clone()
+    };
     let kit_file = out.path.join("guests.json");
-    fs::write(&kit_file, serde_json::to_vec_pretty(guests)?)
+    fs::write(&kit_file, serde_json::to_vec_pretty(&guests)?)
         .with_context(|| format!("cannot write {}", kit_file.display()))?;
     let junit = out.path.join("junit.xml");
     // Of an earlier run; within this one it tells a second lab what the first has done.
     let journal = out.path.join("journal");
     let _ = fs::remove_file(&journal);
-    let mut command = vec![path(runner)?, "--batch".to_owned(), batch.batch.clone()];
+    let mut command = vec![path(&runner)?, "--batch".to_owned(), batch.batch.clone()];
     command.extend([
         "--junit".to_owned(),
         path(&junit)?,

@@ -1,6 +1,6 @@
 //! PID 1 of the lab: makes an emulated host out of an initramfs, runs the ordered command there, and
 //! says how it ended. Whatever goes wrong before the command starts is told on the control port, or
-//! on the console if there is none yet; the other side then ends the emulator.
+//! on the console if there is none yet; the other side then ends the emulator, or sees it end.
 #![allow(
     clippy::indexing_slicing,
     reason = "test equipment: it sees no guest-controlled data"
@@ -21,6 +21,8 @@ use testudo_lab::wire::{self, Orders, Word};
 fn main() {
     if let Err(error) = boot() {
         eprintln!("lab-init: {error:#}");
+        // Nobody will hear of it but from the console, so there is nothing to wait for.
+        let _ = rustix::system::reboot(rustix::system::RebootCommand::PowerOff);
     }
     // PID 1 must not return: the kernel would panic and hide what was said.
     loop {
