@@ -338,11 +338,9 @@ impl MutEventSubscriber for Control {
                     self.end(Ended::Stopped);
                 }
             }
-            TIMER => {
-                if self.timer.is_over() {
-                    log::info!("the guest did not power off in time: the VM ends");
-                    self.end(Ended::Stopped);
-                }
+            TIMER if self.timer.is_over() => {
+                log::info!("the guest did not power off in time: the VM ends");
+                self.end(Ended::Stopped);
             }
             LISTENER => self.accept(ops),
             CLIENT => self.client_ready(events.fd(), ops),
