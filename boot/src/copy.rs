@@ -19,7 +19,7 @@ use thiserror::Error;
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryError, VolatileSlice};
 
 use crate::layout::Reservation;
-use crate::mapping::Mapping;
+use crate::mapping::{Mapping, Pages};
 use crate::source::{Source, SourceError, part};
 
 /// Unit of the zero test and of one memcpy. Below the sizes at which C libraries change from
@@ -148,9 +148,9 @@ impl<'a> Copier<'a> {
         Ok(())
     }
 
-    /// What it did.
-    pub(crate) fn finish(self) -> Copied {
-        self.copied
+    /// What it did, and what may be given back later. The file is free to change from here on.
+    pub(crate) fn finish(self) -> (Copied, Option<Pages>) {
+        (self.copied, self.mapping.map(Mapping::into_pages))
     }
 
     fn fill(&mut self, start: u64, end: u64, to: &VolatileSlice<'_>) -> Result<(), CopyError> {
@@ -248,9 +248,15 @@ fn copy_blocks(from: &[u8], to: &VolatileSlice<'_>, skip_zeroes: bool) -> u64 {
     skipped
 }
 
+/// Most blocks end at the first look; the rest is a loop that becomes vector instructions.
 fn is_zero(block: &[u8]) -> bool {
-    let (lines, rest) = block.as_chunks::<64>();
-    lines.iter().all(|line| *line == [0; 64]) && rest.iter().all(|b| *b == 0)
+    let any = |bytes: &[u8]| {
+        let (words, rest) = bytes.as_chunks::<8>();
+        let all = words.iter().fold(0, |or, w| or | u64::from_ne_bytes(*w));
+        rest.iter().fold(all, |or, b| or | u64::from(*b)) != 0
+    };
+    let (first, rest) = block.split_at(block.len().min(32));
+    !any(first) && !any(rest)
 }
 
 fn read_blocks(file: &File, start: u64, to: &VolatileSlice<'_>) -> io::Result<()> {

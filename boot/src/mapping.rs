@@ -71,8 +71,9 @@ pub(crate) struct Mapping<'f> {
     _guard: Guard<'f>,
 }
 
+/// The mapped pages. Without the guard they are good for nothing but being unmapped.
 #[derive(Debug)]
-struct Pages {
+pub(crate) struct Pages {
     addr: *mut libc::c_void,
     size: usize,
 }
@@ -99,6 +100,11 @@ impl<'f> Mapping<'f> {
         })
     }
 
+    /// Gives the guard up. What is left is not looked at again, so the file may change.
+    pub(crate) fn into_pages(self) -> Pages {
+        self.pages
+    }
+
     /// The bytes in `range` of the file, brought into the page cache and the page tables, or an
     /// error if the file has no such bytes or they cannot be read from the disk.
     pub(crate) fn bytes(&self, range: &Range<usize>) -> io::Result<&[u8]> {
@@ -122,6 +128,9 @@ impl<'f> Mapping<'f> {
         Ok(bytes)
     }
 }
+
+// SAFETY: an address and a length; unmapping may happen on any thread.
+unsafe impl Send for Pages {}
 
 impl Pages {
     fn as_slice(&self) -> &[u8] {

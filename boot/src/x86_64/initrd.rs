@@ -7,6 +7,7 @@ use super::{BootRequest, LoadError};
 use crate::copy::{Copied, Copier};
 use crate::image::ImageKind;
 use crate::layout::{Layout, PlaceError, Reservation};
+use crate::mapping::Pages;
 
 /// Where an initrd ends for a kernel that does not say: what every x86_64 Linux says.
 const BELOW: u64 = 0x8000_0000;
@@ -17,6 +18,7 @@ pub(super) struct Initrd {
     pub(super) place: Reservation,
     pub(super) size: u64,
     pub(super) copied: Copied,
+    pub(super) leftover: Option<Pages>,
 }
 
 pub(super) fn load(
@@ -47,9 +49,11 @@ pub(super) fn load(
         })?;
     let mut copier = Copier::new(source, ram, request.ram_is_zero);
     copier.copy(0, size, &place, 0)?;
+    let (copied, leftover) = copier.finish();
     Ok(Some(Initrd {
         place,
         size,
-        copied: copier.finish(),
+        copied,
+        leftover,
     }))
 }

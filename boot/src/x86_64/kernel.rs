@@ -6,6 +6,7 @@ use super::{BootRequest, LoadError};
 use crate::copy::{Copied, Copier};
 use crate::image::{Bzimage, ENTRY_64, Elf, ImageKind};
 use crate::layout::{Layout, PlaceError, Reservation};
+use crate::mapping::Pages;
 
 /// Kernels end below: the boot page tables map the first 4 GiB, and PVH enters without paging.
 const FOUR_GIB: u64 = 1 << 32;
@@ -14,6 +15,7 @@ pub(super) struct Kernel {
     pub(super) place: Reservation,
     pub(super) entry64: u64,
     pub(super) copied: Copied,
+    pub(super) leftover: Option<Pages>,
 }
 
 pub(super) fn load(
@@ -50,10 +52,12 @@ pub(super) fn load(
             (place, elf.entry)
         }
     };
+    let (copied, leftover) = copier.finish();
     Ok(Kernel {
         place,
         entry64,
-        copied: copier.finish(),
+        copied,
+        leftover,
     })
 }
 
