@@ -115,11 +115,11 @@ impl HostMapping {
                 memfd(size, backing.huge).map_err(host("create a memfd for"))?,
             )),
         };
-        let addr = match backing.huge.log2() {
-            Some(log2) => map_hugetlb(len, log2, file.as_deref()),
-            None => map_aligned(len, file.as_deref(), backing.reserve),
-        }
-        .map_err(host("map"))?;
+        let addr = match (backing.huge.log2(), backing.huge.hugetlb()) {
+            (Some(log2), Some(page)) => map_hugetlb(len, log2, file.as_deref())
+                .map_err(|source| RamError::HugePages { size, page, source })?,
+            _ => map_aligned(len, file.as_deref(), backing.reserve).map_err(host("map"))?,
+        };
         let mapping = Self {
             addr,
             size: len,

@@ -28,6 +28,17 @@ pub enum RamError {
         #[source]
         source: io::Error,
     },
+    /// The host has not that many huge pages.
+    #[error("cannot map {} of guest RAM in hugepages of {}; reserve them on the host (/sys/kernel/mm/hugepages) or leave hugepages out", mib(*.size), mib(*.page))]
+    HugePages {
+        /// Bytes asked for.
+        size: u64,
+        /// Bytes in a page.
+        page: u64,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
     /// The size is not a multiple of the huge page size.
     #[error("{} of guest RAM is not a multiple of the {} huge page; round the memory size up", mib(*.size), mib(*.page))]
     PageSize {
