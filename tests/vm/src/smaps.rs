@@ -47,6 +47,27 @@ impl Pss {
     }
 }
 
+/// The `VmFlags` of guest RAM (Documentation/filesystems/proc.rst): `sh` shared, `ht` hugetlb, `hg` and
+/// `nh` transparent huge pages wanted or not, `mg` mergeable.
+pub(crate) fn guest_ram_flags(smaps: &str) -> Vec<String> {
+    let mut size = 0;
+    for line in smaps.lines() {
+        if let Some(value) = line.strip_prefix("Size:") {
+            let kib = value.split_whitespace().next();
+            size = kib.and_then(|k| k.parse().ok()).unwrap_or(0);
+        }
+        let Some(flags) = line.strip_prefix("VmFlags:") else {
+            continue;
+        };
+        // Allocators reserve ranges that are as large, and not writable.
+        let flags: Vec<String> = flags.split_whitespace().map(str::to_owned).collect();
+        if size >= GUEST_RAM_KIB && flags.iter().any(|f| f == "wr") {
+            return flags;
+        }
+    }
+    Vec::new()
+}
+
 impl fmt::Display for Pss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let named: Vec<String> = self
@@ -62,6 +83,14 @@ impl fmt::Display for Pss {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn flags_are_those_of_guest_ram() {
+        let smaps = "Size: 132 kB\nVmFlags: rd wr gd\nSize: 65404 kB\nVmFlags: mr mw\n\
+                     Size: 262144 kB\nVmFlags: rd wr mg hg\n";
+        assert_eq!(guest_ram_flags(smaps), ["rd", "wr", "mg", "hg"]);
+        assert!(guest_ram_flags("").is_empty());
+    }
 
     #[test]
     fn guest_ram_is_left_out() {

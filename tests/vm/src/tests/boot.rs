@@ -36,9 +36,11 @@ const SUBJECTS: [&str; 8] = [
 ];
 
 fn whole(ctx: &Ctx, kernel: Kernel) -> Verdict {
+    let elf = matches!(kernel, Kernel::OwnVmlinux | Kernel::StockVmlinux);
     let done = ctx
         .guest("facts,msr,rng=4096,percpu,entropy,dmesg,poweroff")
         .kernel(kernel)
+        .args(["--protocol", if elf { "pvh" } else { "auto" }])
         .run()?;
     done.expect_code(0)?;
     done.expect_line("END dmesg")?;

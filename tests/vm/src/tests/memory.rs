@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
+use rustix::process::Signal;
+
 use crate::batch::Test;
 use crate::context::{Ctx, Kernel};
-use crate::ensure;
 use crate::facts::Facts;
 use crate::outcome::Verdict;
 use crate::tests::SOON;
+use crate::{ensure, smaps};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -54,6 +56,7 @@ pub(crate) const TESTS: &[Test] = &[
         "memory::prefaulted_ram_is_there_at_start",
         prefault_is_resident,
     ),
+    Test::new("memory::is_backed_as_asked", backing),
     Test::new("memory::the_vmm_itself_is_small", pss),
 ];
 
@@ -120,6 +123,34 @@ fn prefault_is_resident(ctx: &Ctx) -> Verdict {
         })
         .unwrap_or(0);
     ensure!(resident >= 256 << 10, "{resident} KiB are resident");
+    Ok(())
+}
+
+/// The host's kernel tells how it backs the mapping; the boots above only show that it works.
+fn backing(ctx: &Ctx) -> Verdict {
+    for (option, flag, expected) in [
+        ("thp=on", "hg", true),
+        ("thp=off", "hg", false),
+        ("mergeable", "mg", true),
+        ("shared", "sh", true),
+        ("hugepages=2M", "ht", true),
+    ] {
+        let memory = format!("128M,{option}");
+        let vm = ctx
+            .guest("sleep-forever")
+            .args(["--memory", &memory])
+            .spawn()?;
+        vm.wait_for("SLEEPING", SOON)?;
+        let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", vm.pid()))?;
+        let flags = smaps::guest_ram_flags(&smaps);
+        let is = flags.iter().any(|f| f == flag);
+        ensure!(
+            is == expected,
+            "with {option} the flags of guest RAM are {flags:?}"
+        );
+        vm.signal(Signal::TERM)?;
+        vm.finish(SOON)?.expect_code(0)?;
+    }
     Ok(())
 }
 
