@@ -40,7 +40,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     setup::ensure()?;
     let cache = Cache::open()?;
     println!("== building testudo-vmm");
-    let vmm = workspace::static_binary("testudo-vmm", "testudo-vmm", "lab")?;
+    let vmm = workspace::static_binary("testudo-vmm", "testudo-vmm", "release")?;
     println!("== preparing a guest");
     let kernel = if args.own_kernel {
         guest::kernel(&cache)?

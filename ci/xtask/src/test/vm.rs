@@ -109,7 +109,7 @@ pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally
         return Ok(tally);
     }
     let guests = GuestKit {
-        vmm: workspace::static_binary("testudo-vmm", "testudo-vmm", "lab")?,
+        vmm: workspace::static_binary("testudo-vmm", "testudo-vmm", "release")?,
         own: guest::kernel(cache)?.into(),
         stock: guest::stock(cache)?.into(),
         initramfs: guest::initramfs(cache, Contents::Modules)?,
