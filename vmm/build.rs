@@ -12,7 +12,25 @@ use std::{env, fs};
 
 const THREADS: [&str; 3] = ["ctl", "io", "vcpu"];
 
+/// Functions that the standard library refers to weakly, to do without them on an old libc. When
+/// fat LTO merges such a reference with one of ours, nothing pulls the function out of a static
+/// libc any more and the call goes to address 0. Naming them to the linker pulls them.
+const WEAK_IN_STD: [&str; 6] = [
+    "copy_file_range",
+    "getrandom",
+    "gettid",
+    "statx",
+    "preadv2",
+    "pwritev2",
+];
+
 fn main() {
+    let features = env::var("CARGO_CFG_TARGET_FEATURE").unwrap_or_default();
+    if features.split(',').any(|f| f == "crt-static") {
+        for function in WEAK_IN_STD {
+            println!("cargo::rustc-link-arg-bins=-Wl,--undefined={function}");
+        }
+    }
     let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets the architecture");
     let target = arch.as_str().try_into().unwrap_or_else(|_| {
         panic!("seccompiler knows no system calls of {arch}: there are no filters for it yet")
