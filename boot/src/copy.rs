@@ -7,9 +7,13 @@
 //!   kernel's .bss and .brk, which `vmlinux` carries as zeroes, stay untouched.
 //! * **read**: pread(2) straight into guest RAM, for files that cannot be guarded.
 //!
+//! Huge pages make a load and the guest after it faster, but not those that a load would hardly fill
+//! ([`sparse_huge_pages`]).
+//!
 //! Guest RAM is written through raw pointers: no reference into it ever exists.
 #![expect(unsafe_code, reason = "copies into guest RAM through raw pointers")]
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
@@ -22,9 +26,11 @@ use crate::layout::Reservation;
 use crate::mapping::{Mapping, Pages};
 use crate::source::{Source, SourceError, part};
 
-/// Unit of the zero test and of one memcpy. Below the sizes at which C libraries change from
-/// vector loops to `rep movsb`, which is slow under emulation and no faster on hardware.
-const BLOCK: usize = 1024;
+/// Unit of the zero test and of one memcpy: what the guest or the host may then leave untouched.
+const BLOCK: usize = 4096;
+
+/// Size of a transparent huge page.
+pub(crate) const HUGE: u64 = 2 << 20;
 
 /// Bytes did not get into guest RAM.
 #[derive(Debug, Error)]
@@ -197,6 +203,51 @@ impl<'a> Copier<'a> {
     }
 }
 
+/// Asks for small pages under `size` bytes of guest RAM at `gpa`. A wish: the host may have no huge
+/// pages, or only such.
+pub(crate) fn small_pages(ram: &RamView, gpa: u64, size: u64) {
+    let Ok(len) = usize::try_from(size) else {
+        return;
+    };
+    for slice in ram.get_slices(GuestAddress(gpa), len).flatten() {
+        let at = slice.ptr_guard_mut();
+        // SAFETY: the range is mapped guest RAM, and the advice changes the size of pages that are
+        // yet to be, no contents. The kernel refuses an address that is not a page's.
+        let result =
+            unsafe { libc::madvise(at.as_ptr().cast(), slice.len(), libc::MADV_NOHUGEPAGE) };
+        if result < 0 {
+            log::debug!("small pages at {gpa:#x}: {}", io::Error::last_os_error());
+        }
+    }
+}
+
+/// The huge pages that `parts` of guest RAM (address and size) fill to less than a quarter. To clear
+/// a whole one for them costs more than a small page for each.
+pub(crate) fn sparse_huge_pages(parts: &[(u64, u64)]) -> Vec<u64> {
+    let mut filled: BTreeMap<u64, u64> = BTreeMap::new();
+    for &(start, size) in parts {
+        let end = start.saturating_add(size);
+        // Whole pages inside a part are full, whatever else: only its two ends are looked at.
+        let (first, last) = (start / HUGE, end.saturating_sub(1) / HUGE);
+        for page in [first, last]
+            .into_iter()
+            .take(if first == last { 1 } else { 2 })
+        {
+            let base = page.saturating_mul(HUGE);
+            let covered = end
+                .min(base.saturating_add(HUGE))
+                .saturating_sub(start.max(base));
+            let so_far = filled.entry(base).or_default();
+            *so_far = so_far.saturating_add(covered);
+        }
+    }
+    filled
+        .into_iter()
+        .filter(|(_, covered)| *covered < HUGE / 4)
+        .map(|(base, _)| base)
+        .collect()
+}
+
 type Slices<'r> = Box<dyn Iterator<Item = Result<VolatileSlice<'r>, CopyError>> + 'r>;
 
 /// The host memory under `size` bytes at `at` in `place`.
@@ -248,15 +299,22 @@ fn copy_blocks(from: &[u8], to: &VolatileSlice<'_>, skip_zeroes: bool) -> u64 {
     skipped
 }
 
-/// Most blocks end at the first look; the rest is a loop that becomes vector instructions.
+/// Most blocks are known by their first bytes; the rest is a loop that becomes vector instructions.
 fn is_zero(block: &[u8]) -> bool {
-    let any = |bytes: &[u8]| {
-        let (words, rest) = bytes.as_chunks::<8>();
-        let all = words.iter().fold(0, |or, w| or | u64::from_ne_bytes(*w));
-        rest.iter().fold(all, |or, b| or | u64::from(*b)) != 0
-    };
-    let (first, rest) = block.split_at(block.len().min(32));
-    !any(first) && !any(rest)
+    const WORDS: usize = 16;
+    const LINE: usize = 8 * WORDS;
+    let (first, _) = block.split_at(block.len().min(16));
+    if first.iter().any(|b| *b != 0) {
+        return false;
+    }
+    let (lines, rest) = block.as_chunks::<LINE>();
+    let mut or = [0u64; WORDS];
+    for line in lines {
+        for (or, word) in or.iter_mut().zip(line.as_chunks::<8>().0) {
+            *or |= u64::from_ne_bytes(*word);
+        }
+    }
+    or.iter().all(|w| *w == 0) && rest.iter().all(|b| *b == 0)
 }
 
 fn read_blocks(file: &File, start: u64, to: &VolatileSlice<'_>) -> io::Result<()> {
@@ -291,4 +349,33 @@ fn read_blocks(file: &File, start: u64, to: &VolatileSlice<'_>) -> io::Result<()
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn blocks_of_zeroes_are_told_from_others() {
+        for size in [1, 15, 16, 17, 127, 128, 129, 4096] {
+            let mut block = vec![0; size];
+            assert!(is_zero(&block));
+            for at in [0, size / 2, size - 1] {
+                block[at] = 1;
+                assert!(!is_zero(&block), "{size} {at}");
+                block[at] = 0;
+            }
+        }
+    }
+
+    #[test]
+    fn hardly_filled_huge_pages_are_found() {
+        const KIB: u64 = 1 << 10;
+        let text = (8 * HUGE, 2 * HUGE + 100 * KIB);
+        assert_eq!(sparse_huge_pages(&[text]), [10 * HUGE]);
+        let beside = (10 * HUGE + 100 * KIB, 500 * KIB);
+        assert!(sparse_huge_pages(&[text, beside]).is_empty());
+        assert_eq!(sparse_huge_pages(&[(HUGE - 1, 2)]), [0, HUGE]);
+        assert!(sparse_huge_pages(&[]).is_empty());
+    }
 }

@@ -18,6 +18,8 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::{io, ptr, slice};
 
+const PAGE: usize = 4096;
+
 /// The signal that announces a broken lease, fcntl(2); the libc crate does not have it for glibc.
 const F_SETSIG: i32 = 10;
 
@@ -68,7 +70,7 @@ fn fcntl(fd: BorrowedFd<'_>, command: i32, argument: i32) -> io::Result<i32> {
 #[derive(Debug)]
 pub(crate) struct Mapping<'f> {
     pages: Pages,
-    _guard: Guard<'f>,
+    guard: Guard<'f>,
 }
 
 /// The mapped pages. Without the guard they are good for nothing but being unmapped.
@@ -96,7 +98,7 @@ impl<'f> Mapping<'f> {
         };
         (addr != libc::MAP_FAILED).then_some(Self {
             pages: Pages { addr, size },
-            _guard: guard,
+            guard,
         })
     }
 
@@ -105,16 +107,42 @@ impl<'f> Mapping<'f> {
         self.pages
     }
 
-    /// The bytes in `range` of the file, brought into the page cache and the page tables, or an
-    /// error if the file has no such bytes or they cannot be read from the disk.
+    /// The bytes in `range` of the file, brought into the page cache, or an error if the file has no such bytes or they cannot be read from the disk.
     pub(crate) fn bytes(&self, range: &Range<usize>) -> io::Result<&[u8]> {
-        const PAGE: usize = 4096;
         let all = self.pages.as_slice();
         let bytes = all.get(range.clone()).ok_or(io::ErrorKind::UnexpectedEof)?;
         let start = range.start.saturating_sub(range.start % PAGE);
         let len = range.end.saturating_sub(start);
-        // SAFETY: the page-aligned range lies inside the mapping (checked by `get` above), and
-        // MADV_POPULATE_READ changes residency only.
+        if !self.is_resident(start, len) {
+            self.populate(start, len)?;
+        }
+        Ok(bytes)
+    }
+
+    /// Whether all pages are in the page cache and good, so that touching them cannot fail; they
+    /// are then mapped sixteen at a time. mincore(2) tells the truth to the owner of a file and to
+    /// root, who are also those that get leases.
+    fn is_resident(&self, start: usize, len: usize) -> bool {
+        if self.guard.leased.is_none() {
+            return false;
+        }
+        let mut pages = vec![0u8; len.div_ceil(PAGE)];
+        // SAFETY: the caller's page-aligned range lies inside the mapping, and the vector has a
+        // byte for each of its pages.
+        let result = unsafe {
+            libc::mincore(
+                self.pages.addr.wrapping_byte_add(start),
+                len,
+                pages.as_mut_ptr(),
+            )
+        };
+        result == 0 && pages.iter().all(|page| page & 1 != 0)
+    }
+
+    /// Reads pages from the disk and maps them, or says why that failed.
+    fn populate(&self, start: usize, len: usize) -> io::Result<()> {
+        // SAFETY: the caller's page-aligned range lies inside the mapping, and MADV_POPULATE_READ
+        // changes residency only.
         let result = unsafe {
             libc::madvise(
                 self.pages.addr.wrapping_byte_add(start),
@@ -125,7 +153,7 @@ impl<'f> Mapping<'f> {
         if result < 0 {
             return Err(io::Error::last_os_error());
         }
-        Ok(bytes)
+        Ok(())
     }
 }
 

@@ -3,7 +3,7 @@
 use testudo_memory::RamView;
 
 use super::{BootRequest, LoadError};
-use crate::copy::{Copied, Copier};
+use crate::copy::{Copied, Copier, HUGE, small_pages, sparse_huge_pages};
 use crate::image::{Bzimage, ENTRY_64, Elf, ImageKind};
 use crate::layout::{Layout, PlaceError, Reservation};
 use crate::mapping::Pages;
@@ -48,6 +48,9 @@ pub(super) fn load(
             let place = layout
                 .usable_at("kernel", gpa, size)
                 .map_err(no_room(gpa, size))?;
+            for page in sparse_huge_pages(&file_parts(elf)) {
+                small_pages(ram, page, HUGE);
+            }
             copy_segments(&mut copier, elf, &place)?;
             (place, elf.entry)
         }
@@ -74,6 +77,12 @@ fn place_bzimage(layout: &mut Layout, bz: &Bzimage) -> Result<Reservation, Place
         ),
         other => other,
     }
+}
+
+/// What the file has bytes for, as addresses and sizes. The .bss behind a segment's bytes counts as
+/// full, since the kernel will use it.
+fn file_parts(elf: &Elf) -> Vec<(u64, u64)> {
+    elf.segments.iter().map(|s| (s.gpa, s.size)).collect()
 }
 
 fn copy_segments(copier: &mut Copier<'_>, elf: &Elf, place: &Reservation) -> Result<(), LoadError> {

@@ -24,7 +24,7 @@ use thiserror::Error;
 
 use crate::blob::{BlobError, write};
 use crate::cmdline::Cmdline;
-use crate::copy::{Copied, CopyError};
+use crate::copy::{Copied, CopyError, small_pages};
 use crate::image::{Image, ImageKind};
 use crate::layout::{Layout, PlaceError, Reservation};
 use crate::mapping::Pages;
@@ -179,9 +179,14 @@ fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
+/// What lies below is mostly holes: firmware's and, for the host, those of the fixed MTRRs.
+const LOW_MEMORY: u64 = 2 << 20;
+
 /// A layout over `ram` in which the RAM entries of `e820` are usable. Page 0 is nobody's: a null
-/// address means absence in both protocols.
+/// address means absence in both protocols. Make it before anything is written to guest RAM, as it
+/// also asks the host for small pages where a guest uses only few.
 pub fn layout(ram: &RamView, e820: &[E820Entry]) -> Layout {
+    small_pages(ram, 0, LOW_MEMORY);
     Layout::new(
         ram,
         e820.iter()
