@@ -92,6 +92,7 @@ impl VcpuThread {
                 let shared = Arc::clone(&shared);
                 move || {
                     vcpu.adopt_this_thread();
+                    shared.lock().tid = rustix::thread::gettid().as_raw_nonzero().get();
                     let begun = first();
                     let go = begun.is_ok();
                     let _ = started_tx.send(begun);
@@ -122,7 +123,7 @@ impl VcpuThread {
         self.index
     }
 
-    /// Host thread id, 0 until the thread has parked for the first time.
+    /// Host thread id.
     pub(crate) fn tid(&self) -> i32 {
         self.shared.lock().tid
     }
@@ -194,8 +195,6 @@ struct Thread {
 
 impl Thread {
     fn main(mut self) {
-        let tid = rustix::thread::gettid().as_raw_nonzero().get();
-        self.shared.lock().tid = tid;
         let mut has_run = false;
         loop {
             self.vcpu.clear_kick();

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::Value;
+
 use crate::batch::Test;
 use crate::context::{Ctx, Kernel};
 use crate::ensure;
@@ -17,7 +19,67 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("cpus::stock_4", |c| flat(c, Kernel::StockBzimage, 4)).seconds(180),
     Test::new("cpus::stock_16", |c| flat(c, Kernel::StockBzimage, 16)).seconds(400),
     Test::new("cpus::two_sockets_of_two_cores_of_two_threads", sockets).seconds(240),
+    Test::new("cpus::as_many_as_there_can_be", most).seconds(240),
+    Test::new("cpus::affinity_binds_the_thread", affinity),
+    Test::new("cpus::affinity_to_an_absent_cpu_is_said", absent_cpu),
 ];
+
+/// 254 vCPUs are built and run; a guest that starts them all would take an emulated host minutes.
+fn most(ctx: &Ctx) -> Verdict {
+    let vm = ctx
+        .guest("sleep-forever")
+        .args(["--cpus", "254", "--memory", "256M"])
+        .control()
+        .spawn()?;
+    let info: Value = serde_json::from_str(&vm.ctl_ok(&["info"])?)?;
+    let ids: BTreeSet<u64> = cpus_of(&info)
+        .filter_map(|cpu| cpu.get("id").and_then(Value::as_u64))
+        .collect();
+    let threads: BTreeSet<i64> = cpus_of(&info)
+        .filter_map(|cpu| cpu.get("tid").and_then(Value::as_i64))
+        .collect();
+    ensure!(ids.len() == 254, "{} different APIC ids", ids.len());
+    ensure!(threads.len() == 254, "{} different threads", threads.len());
+    vm.ctl_ok(&["stop"])?;
+    vm.finish(std::time::Duration::from_secs(120))?
+        .expect_code(0)
+}
+
+fn cpus_of(info: &Value) -> impl Iterator<Item = &Value> {
+    info.get("cpus")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten()
+}
+
+fn affinity(ctx: &Ctx) -> Verdict {
+    let vm = ctx
+        .guest("sleep-forever")
+        .args(["--cpus", "2", "--cpu-affinity", "1:0"])
+        .control()
+        .spawn()?;
+    let info: Value = serde_json::from_str(&vm.ctl_ok(&["info"])?)?;
+    let tid = cpus_of(&info)
+        .find(|cpu| cpu.get("index").and_then(Value::as_u64) == Some(1))
+        .and_then(|cpu| cpu.get("tid").and_then(Value::as_i64))
+        .unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{}/task/{tid}/status", vm.pid()))?;
+    ensure!(
+        status.lines().any(|l| l == "Cpus_allowed_list:\t0"),
+        "thread {tid} of vCPU 1 may use other CPUs than 0: {status}"
+    );
+    vm.ctl_ok(&["stop"])?;
+    vm.finish(crate::tests::SOON)?.expect_code(0)
+}
+
+fn absent_cpu(ctx: &Ctx) -> Verdict {
+    let done = ctx
+        .guest("poweroff")
+        .args(["--cpu-affinity", "0:1000"])
+        .run()?;
+    done.expect_code(1)?;
+    done.expect_one_line_error(&["vCPU 0", "cannot bind to host CPUs 1000"])
+}
 
 fn flat(ctx: &Ctx, kernel: Kernel, cpus: usize) -> Verdict {
     shape(ctx, kernel, &cpus.to_string(), (1, cpus, 1))
