@@ -12,7 +12,7 @@ use testudo_arch::x86_64::host::{
 };
 use testudo_arch::x86_64::layout::{gsi, port};
 use testudo_arch::x86_64::{BootState, VcpuState, boot_params};
-use testudo_boot::x86_64::{BootProtocol, BootRequest, Entry, LoadError};
+use testudo_boot::x86_64::{BootProtocol, BootRequest, Entry, Leftovers, LoadError};
 use testudo_boot::{BlobError, Image, write_blobs};
 use testudo_bus::{Bus, Device, IrqError, Mailbox, MapError, Mapping, Range, Slot, Target};
 use testudo_kvm::{
@@ -127,6 +127,8 @@ pub(crate) struct Board {
     platform: Vec<Mapping>,
     pub(crate) ged: GedHandle,
     pub(crate) counters: crate::virtio::DeviceCounters,
+    /// What loading left behind, to be dropped once the guest runs.
+    pub(crate) leftovers: Option<Leftovers>,
     #[expect(dead_code, reason = "the VM goes after everything that is on it")]
     vm: Vm,
 }
@@ -179,7 +181,7 @@ impl Board {
             .collect::<Result<_, _>>()?;
 
         log::debug!("devices are in place");
-        let entry = load(parts, ram)?;
+        let (entry, leftovers) = load(parts, ram)?;
         log::debug!("the kernel is loaded");
         let platform = platform.held;
         let vcpus = vcpus(parts, &vm, &entry.vcpu, &buses)?;
@@ -189,6 +191,7 @@ impl Board {
             platform,
             ged,
             counters,
+            leftovers: Some(leftovers),
             vm,
         })
     }
@@ -292,7 +295,7 @@ fn plug(
 }
 
 /// Puts tables and kernel into guest RAM; returns the state the first vCPU starts in.
-fn load(parts: &Parts<'_>, ram: &GuestRam) -> Result<BootState, BuildError> {
+fn load(parts: &Parts<'_>, ram: &GuestRam) -> Result<(BootState, Leftovers), BuildError> {
     let view = ram.view();
     let e820: &[boot_params::E820Entry] = parts.plan.memory.e820();
     let mut layout = testudo_boot::x86_64::layout(&view, e820);
@@ -322,7 +325,7 @@ fn load(parts: &Parts<'_>, ram: &GuestRam) -> Result<BootState, BuildError> {
         Entry::Pvh { eip, start_info } => BootState::pvh(eip, start_info),
     };
     write_blobs(&mut layout, &view, &state.blobs)?;
-    Ok(state)
+    Ok((state, loaded.leftovers))
 }
 
 fn vcpus(

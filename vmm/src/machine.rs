@@ -204,6 +204,7 @@ impl Machine {
             vcpu.run();
         }
         self.phase = Phase::Running;
+        drop(self.board.leftovers.take());
     }
 
     /// Stops the vCPUs. Stopped already is fine.
