@@ -187,14 +187,18 @@ impl Control {
         if self.clients.is_empty() {
             return;
         }
+        let event = self.event(what, value);
+        for client in self.clients.values_mut() {
+            client.event(&event);
+        }
+    }
+
+    fn event(&self, what: &str, value: Option<u64>) -> Event {
         let at = self.started.elapsed().as_micros();
-        let event = Event {
+        Event {
             at_us: u64::try_from(at).unwrap_or(u64::MAX),
             what: what.to_owned(),
             value,
-        };
-        for client in self.clients.values_mut() {
-            client.event(&event);
         }
     }
 
@@ -243,8 +247,12 @@ impl Control {
             Ok(None) => return,
             Err(failure) => Outcome::Failed(failure),
         };
+        let now = self.event(phase_name(self.machine.phase()), None);
         if let Some(client) = self.clients.get_mut(&fd) {
             client.reply(Reply { id, outcome });
+            if request.verb == Verb::Events {
+                client.event(&now);
+            }
         }
     }
 
@@ -301,6 +309,14 @@ impl Control {
         self.machine.power_button();
         self.tell("power-button", None);
         Ok(())
+    }
+}
+
+fn phase_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Running => "running",
+        Phase::Paused => "paused",
+        Phase::Ending => "ending",
     }
 }
 

@@ -38,7 +38,7 @@ pub enum Verb {
     PowerButton,
     /// What devices have counted. Replies with [`Outcome::Counters`].
     Counters,
-    /// From now on send [`Event`]s on this connection.
+    /// From now on send [`Event`]s on this connection, the phase the VM is in first.
     Events,
 }
 
