@@ -2,7 +2,7 @@
 //! virtio-pci device that takes, fills and returns every chain it is given.
 //!
 //! Input: a byte of choices, the number of accesses, the accesses (16 bytes each), and what is in
-//! guest RAM from address 0 on.
+//! guest RAM from its beginning at 4 KiB on.
 #![no_main]
 
 use std::io;
@@ -22,6 +22,7 @@ use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RAM: usize = 64 << 10;
+const RAM_START: u64 = 0x1000;
 const STEP: usize = 16;
 /// Chains served per queue and start.
 const CHAINS: usize = 64;
@@ -161,7 +162,7 @@ fn set_up(function: &mut VirtioPci, how: u8) {
     put(12, &1u32.to_le_bytes());
     put(20, &[0xb]);
     for queue in 0..2u16 {
-        let base = u64::from(queue) * 0x4000;
+        let base = RAM_START + u64::from(queue) * 0x4000;
         put(22, &queue.to_le_bytes());
         put(24, &(1u16 << (how >> 2 & 7)).to_le_bytes());
         put(32, &base.to_le_bytes());
@@ -177,9 +178,10 @@ fuzz_target!(|data: &[u8]| {
         return;
     };
     let (steps, rest) = rest.split_at((usize::from(*steps) * STEP).min(rest.len()));
-    let ram = RamView::from_ranges(&[(GuestAddress(0), RAM)]).expect("64 KiB of memory");
+    let ram = RamView::from_ranges(&[(GuestAddress(RAM_START), RAM)]).expect("64 KiB of memory");
     let contents = &rest[..rest.len().min(RAM)];
-    ram.write_slice(contents, GuestAddress(0)).expect("it fits");
+    ram.write_slice(contents, GuestAddress(RAM_START))
+        .expect("it fits");
     let model = Box::<Eager>::default();
     let mut function =
         VirtioPci::new(model, RamHandle::new(ram), &Host, Arc::new(Host)).expect("a device");
