@@ -1,6 +1,7 @@
 //! Several vCPUs: all online, running, and in the shape that was asked for.
 
 use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -9,6 +10,7 @@ use crate::context::{Ctx, Kernel};
 use crate::ensure;
 use crate::facts::Facts;
 use crate::outcome::Verdict;
+use crate::running::Running;
 use crate::tests::boot::mtrr_registers;
 
 pub(crate) const TESTS: &[Test] = &[
@@ -31,7 +33,7 @@ fn most(ctx: &Ctx) -> Verdict {
         .args(["--cpus", "254", "--memory", "256M"])
         .control()
         .spawn()?;
-    let info: Value = serde_json::from_str(&vm.ctl_ok(&["info"])?)?;
+    let info = info_when_up(&vm)?;
     let ids: BTreeSet<u64> = cpus_of(&info)
         .filter_map(|cpu| cpu.get("id").and_then(Value::as_u64))
         .collect();
@@ -41,8 +43,20 @@ fn most(ctx: &Ctx) -> Verdict {
     ensure!(ids.len() == 254, "{} different APIC ids", ids.len());
     ensure!(threads.len() == 254, "{} different threads", threads.len());
     vm.ctl_ok(&["stop"])?;
-    vm.finish(std::time::Duration::from_secs(120))?
-        .expect_code(0)
+    vm.finish(Duration::from_secs(120))?.expect_code(0)
+}
+
+/// What `ctl info` says as soon as the VMM listens, whatever the guest has come to.
+fn info_when_up(vm: &Running<'_>) -> Verdict<Value> {
+    let begun = Instant::now();
+    loop {
+        let done = vm.ctl(&["info"])?;
+        if done.expect_code(0).is_ok() || begun.elapsed() > crate::tests::SOON {
+            done.expect_code(0)?;
+            return Ok(serde_json::from_str(&done.stdout)?);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn cpus_of(info: &Value) -> impl Iterator<Item = &Value> {
@@ -58,7 +72,7 @@ fn affinity(ctx: &Ctx) -> Verdict {
         .args(["--cpus", "2", "--cpu-affinity", "1:0"])
         .control()
         .spawn()?;
-    let info: Value = serde_json::from_str(&vm.ctl_ok(&["info"])?)?;
+    let info = info_when_up(&vm)?;
     let tid = cpus_of(&info)
         .find(|cpu| cpu.get("index").and_then(Value::as_u64) == Some(1))
         .and_then(|cpu| cpu.get("tid").and_then(Value::as_i64))
@@ -102,7 +116,7 @@ fn shape(ctx: &Ctx, kernel: Kernel, argument: &str, shape: (usize, usize, usize)
         .kernel(kernel)
         .args(["--cpus", argument, "--memory", "512M"])
         .spawn()?
-        .finish(std::time::Duration::from_secs(400))?;
+        .finish(Duration::from_secs(400))?;
     done.expect_code(0)?;
     let facts = done.facts()?;
     for fact in ["cpus_online", "cpus_present", "percpu.ran"] {
