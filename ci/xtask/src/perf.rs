@@ -19,7 +19,7 @@ const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 /// Firmware of both machine types, and where it is linked to.
 const FIRMWARE: &[&str] = &["/usr/share/qemu", "/usr/share/seabios"];
 /// Kernels, copies of them, firmware and a guest.
-const LAB_MIB: u64 = 3072;
+const LAB_MIB: u64 = 4096;
 
 /// Measures Testudo beside its peers, in the lab, in virtual time (one instruction is 1 ns).
 #[derive(clap::Args)]
