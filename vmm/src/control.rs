@@ -40,8 +40,9 @@ const CLIENT: u32 = 4;
 /// Control clients at a time; more are turned away.
 const MAX_CLIENTS: usize = 32;
 
-/// Runs the machine until it ends. Consumes it, and with it everything that must be put back:
-/// the terminal, the sockets' paths.
+/// Runs the machine until it ends, and puts back what would outlive the process: the terminal, the
+/// sockets' paths. The rest of the machine is left to the kernel, which frees it at once when the
+/// process exits; taking it apart guard by guard first would make whoever waits for that wait longer.
 pub(crate) fn run(
     machine: Machine,
     letters: Letters,
@@ -50,7 +51,8 @@ pub(crate) fn run(
     started: Instant,
 ) -> anyhow::Result<Ended> {
     let seccomp = machine.spec().seccomp;
-    let mut events = EventManager::new().map_err(|e| anyhow::anyhow!("event loop: {e}"))?;
+    let events = EventManager::new().map_err(|e| anyhow::anyhow!("event loop: {e}"))?;
+    let events = Box::leak(Box::new(events));
     let timer = Deadline::new().context("cannot make a timer")?;
     let control = Control {
         machine,
@@ -128,6 +130,7 @@ impl Control {
                 client.reply(Reply { id, outcome });
             }
         }
+        self.listener = None;
     }
 
     fn letters(&mut self) {

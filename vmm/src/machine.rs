@@ -248,7 +248,8 @@ impl Machine {
         Ok(())
     }
 
-    /// Ends the machine: stops the vCPUs, then sends what the console still holds.
+    /// Ends the machine: stops the vCPUs, sends what the console still holds, puts the terminal and
+    /// the console's path back.
     pub(crate) fn end(&mut self) {
         self.phase = Phase::Ending;
         for vcpu in self.board.vcpus() {
@@ -265,7 +266,9 @@ impl Machine {
             }
         }
         self.console_events = None;
-        self.console().drain(DRAIN_PATIENCE);
+        let mut console = self.console();
+        console.drain(DRAIN_PATIENCE);
+        console.put_back();
     }
 
     fn console(&self) -> MutexGuard<'_, Console> {

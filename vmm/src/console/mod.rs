@@ -194,6 +194,12 @@ impl Console {
         }
     }
 
+    /// Gives back what outlives the process: the terminal's settings, the socket's path.
+    pub(crate) fn put_back(&mut self) {
+        self.terminal = None;
+        self.input = Input::None;
+    }
+
     /// Bytes of output that were lost.
     pub(crate) fn lost(&self) -> u64 {
         self.serial.as_ref().map_or(0, SerialHandle::lost)
