@@ -67,12 +67,15 @@ pub(crate) fn run(
         started,
     };
     let id = events.add_subscriber(control);
-    apply(ThreadKind::Ctl, seccomp)?;
     log::debug!("the guest begins to run");
     events
         .subscriber_mut(id)
         .map_err(|e| anyhow::anyhow!("event loop: {e}"))?
         .begin();
+    // The vCPUs are under their filters already. This thread hears nothing of the guest before its
+    // own is in place, so the guest need not wait for that.
+    std::thread::yield_now();
+    apply(ThreadKind::Ctl, seccomp)?;
     loop {
         events
             .run()

@@ -2,8 +2,8 @@
 //!
 //! The profiles are data: `seccomp/{ctl,io,vcpu}.json` in the source tree, compiled to BPF when the
 //! VMM is built. Each thread applies its own as the first thing it does; the control thread
-//! applies its own last, when everything is built and before a vCPU runs. Filters add up: a thread
-//! that the control thread starts later has to pass both.
+//! applies its own when everything is built, before it hears anything of the guest. Filters add up:
+//! a thread that the control thread starts later has to pass both.
 #![expect(unsafe_code, reason = "prctl and seccomp")]
 
 use std::io;
