@@ -1,0 +1,203 @@
+//! Guest RAM and its listeners.
+
+use std::num::NonZeroUsize;
+use std::sync::Mutex;
+
+use vm_memory::{Bytes, GuestMemoryBackend};
+
+use super::*;
+use crate::{HugePages, Prefault, Share};
+
+const MIB: u64 = 1 << 20;
+
+type Log = Arc<Mutex<Vec<String>>>;
+
+struct Listener {
+    name: &'static str,
+    log: Log,
+    refuse_add: Option<u64>,
+    refuse_remove: bool,
+}
+
+impl Listener {
+    fn new(name: &'static str, log: &Log) -> Self {
+        let log = Arc::clone(log);
+        Self {
+            name,
+            log,
+            refuse_add: None,
+            refuse_remove: false,
+        }
+    }
+}
+
+impl RamListener for Listener {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+    fn added(&mut self, range: &RamRange) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if self.refuse_add == Some(range.gpa) {
+            return Err("no".into());
+        }
+        self.log
+            .lock()
+            .unwrap()
+            .push(format!("{}+{:x}", self.name, range.gpa));
+        Ok(())
+    }
+    fn removed(
+        &mut self,
+        range: &RamRange,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        if self.refuse_remove {
+            return Err("no".into());
+        }
+        self.log
+            .lock()
+            .unwrap()
+            .push(format!("{}-{:x}", self.name, range.gpa));
+        Ok(())
+    }
+}
+
+fn take(log: &Log) -> String {
+    std::mem::take(&mut *log.lock().unwrap()).join(" ")
+}
+
+#[test]
+fn listeners_hear_in_order_and_in_reverse() {
+    let log = Log::default();
+    let mut ram = GuestRam::new();
+    ram.add(0, 2 * MIB, &Backing::default()).unwrap();
+    ram.listen(Box::new(Listener::new("a", &log))).unwrap();
+    ram.listen(Box::new(Listener::new("b", &log))).unwrap();
+    assert_eq!(take(&log), "a+0 b+0");
+    ram.add(4 * MIB, 2 * MIB, &Backing::default()).unwrap();
+    assert_eq!(take(&log), "a+400000 b+400000");
+    ram.remove(0).unwrap();
+    assert_eq!(take(&log), "b-0 a-0");
+    assert_eq!(ram.size(), 2 * MIB);
+    assert_eq!(ram.view().num_regions(), 1);
+    assert!(matches!(ram.remove(0), Err(RamError::Absent { gpa: 0 })));
+}
+
+#[test]
+fn a_refused_add_is_taken_back() {
+    let log = Log::default();
+    let mut ram = GuestRam::new();
+    ram.listen(Box::new(Listener::new("a", &log))).unwrap();
+    let b = Listener {
+        refuse_add: Some(0),
+        ..Listener::new("b", &log)
+    };
+    ram.listen(Box::new(b)).unwrap();
+    let error = ram.add(0, 2 * MIB, &Backing::default()).unwrap_err();
+    assert!(
+        matches!(error, RamError::Refused { listener: "b", .. }),
+        "{error}"
+    );
+    assert_eq!(take(&log), "a+0 a-0");
+    assert_eq!(ram.size(), 0);
+    assert_eq!(ram.view().num_regions(), 0);
+}
+
+#[test]
+fn a_refused_remove_leaves_the_range() {
+    let log = Log::default();
+    let mut ram = GuestRam::new();
+    let a = Listener {
+        refuse_remove: true,
+        ..Listener::new("a", &log)
+    };
+    ram.listen(Box::new(a)).unwrap();
+    ram.listen(Box::new(Listener::new("b", &log))).unwrap();
+    ram.add(0, 2 * MIB, &Backing::default()).unwrap();
+    ram.view().write_obj(7u32, GuestAddress(16)).unwrap();
+    ram.remove(0).unwrap_err();
+    assert_eq!(take(&log), "a+0 b+0 b-0 b+0");
+    assert_eq!(ram.view().read_obj::<u32>(GuestAddress(16)).unwrap(), 7);
+}
+
+#[test]
+fn recycled_ram_is_zero_and_nobody_listens() {
+    let log = Log::default();
+    for share in [Share::Private, Share::Shared] {
+        let mut ram = GuestRam::new();
+        ram.listen(Box::new(Listener::new("a", &log))).unwrap();
+        ram.add(
+            0,
+            2 * MIB,
+            &Backing {
+                share,
+                ..Backing::default()
+            },
+        )
+        .unwrap();
+        ram.view().write_obj(7u32, GuestAddress(16)).unwrap();
+        take(&log);
+        ram.recycle().unwrap();
+        assert_eq!(ram.view().read_obj::<u32>(GuestAddress(16)).unwrap(), 0);
+        ram.listen(Box::new(Listener::new("b", &log))).unwrap();
+        assert_eq!(take(&log), "b+0");
+    }
+}
+
+#[test]
+fn overlap_and_emptiness_are_refused() {
+    let mut ram = GuestRam::new();
+    ram.add(2 * MIB, 2 * MIB, &Backing::default()).unwrap();
+    for (gpa, size) in [(MIB, 2 * MIB), (3 * MIB, MIB), (8 * MIB, 0), (u64::MAX, 2)] {
+        let error = ram.add(gpa, size, &Backing::default()).unwrap_err();
+        assert!(
+            matches!(error, RamError::Overlap { .. }),
+            "{gpa:#x}+{size:#x}: {error}"
+        );
+    }
+}
+
+#[test]
+fn shared_ram_is_visible_through_its_file_and_sealed() {
+    let backing = Backing {
+        share: Share::Shared,
+        prefault: Some(Prefault {
+            threads: NonZeroUsize::new(3).unwrap(),
+        }),
+        ..Backing::default()
+    };
+    let mut ram = GuestRam::new();
+    ram.add(0, 16 * MIB, &backing).unwrap();
+    ram.view()
+        .write_obj(0x5a5a_u16, GuestAddress(4096))
+        .unwrap();
+    let file = ram.ranges().next().unwrap().file.clone().unwrap();
+    let mut word = [0; 2];
+    std::os::unix::fs::FileExt::read_exact_at(&*file, &mut word, 4096).unwrap();
+    assert_eq!(word, [0x5a; 2]);
+    assert!(file.set_len(0).is_err(), "a peer may not shrink guest RAM");
+}
+
+#[test]
+fn mappings_suit_huge_pages_and_sizes_must_too() {
+    let mut ram = GuestRam::new();
+    ram.add(0, 3 * MIB, &Backing::default()).unwrap();
+    assert!(ram.ranges().next().unwrap().host.is_multiple_of(2 << 20));
+    let huge = Backing {
+        huge: HugePages::Huge1G,
+        ..Backing::default()
+    };
+    let error = ram.add(1 << 30, 3 * MIB, &huge).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "3 MiB of guest RAM is not a multiple of the 1024 MiB huge page; round the memory size up"
+    );
+}
+
+#[test]
+fn a_view_taken_before_a_removal_stays_safe_to_use() {
+    let mut ram = GuestRam::new();
+    ram.add(0, 2 * MIB, &Backing::default()).unwrap();
+    let stale = ram.view();
+    stale.write_obj(1u8, GuestAddress(0)).unwrap();
+    ram.remove(0).unwrap();
+    assert_eq!(stale.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
+}
