@@ -76,7 +76,7 @@ fn boots_again(ctx: &Ctx) -> Verdict {
         .args(["--on-reset", "reboot"])
         .control()
         .spawn()?;
-    vm.wait_for_times("another-boot", 3, SOON)?;
+    vm.wait_for_times("END say=another-boot", 3, SOON)?;
     let info: serde_json::Value = serde_json::from_str(&vm.ctl_ok(&["info"])?)?;
     let resets = info.get("resets").and_then(serde_json::Value::as_u64);
     ensure!(resets >= Some(2), "info counts {resets:?} resets");
