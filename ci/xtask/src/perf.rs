@@ -20,6 +20,8 @@ const QEMU: &str = "/usr/bin/qemu-system-x86_64";
 const FIRMWARE: &[&str] = &["/usr/share/qemu", "/usr/share/seabios"];
 /// Kernels, copies of them, firmware and a guest.
 const LAB_MIB: u64 = 4096;
+/// 2-MiB pages set aside for the guest whose RAM is in such pages, and some to spare.
+const HUGEPAGES: u64 = 140;
 
 /// Measures Testudo beside its peers, in the lab, in virtual time (one instruction is 1 ns).
 #[derive(clap::Args)]
@@ -160,6 +162,7 @@ fn boot(args: &Boot) -> Result<ExitCode> {
     let spec = LabSpec {
         icount: true,
         memory_mib: LAB_MIB,
+        hugepages: HUGEPAGES,
         stage,
         timeout: Duration::from_secs(args.timeout),
         ..LabSpec::new(root, out.path.clone(), command)

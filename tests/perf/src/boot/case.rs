@@ -17,6 +17,8 @@ const CMDLINE: &str = "console=ttyS0 panic=-1 mitigations=off quiet";
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Vmm {
     Testudo,
+    /// With the guest's RAM in 2-MiB pages that the host has set aside.
+    TestudoHugetlb,
     QemuMicrovm,
     QemuQ35,
 }
@@ -25,6 +27,7 @@ impl Vmm {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Testudo => "testudo-vmm",
+            Self::TestudoHugetlb => "testudo-vmm, hugetlb",
             Self::QemuMicrovm => "QEMU microvm",
             Self::QemuQ35 => "QEMU q35",
         }
@@ -70,9 +73,12 @@ impl Case {
         let initramfs = self.initramfs.display().to_string();
         let console = format!("file:{}", console.display());
         let mut words: Vec<&str> = Vec::new();
-        let size = format!("{RAM_MIB}M");
+        let size = match self.vmm {
+            Vmm::TestudoHugetlb => format!("{RAM_MIB}M,hugepages=2M"),
+            _ => format!("{RAM_MIB}M"),
+        };
         match self.vmm {
-            Vmm::Testudo => {
+            Vmm::Testudo | Vmm::TestudoHugetlb => {
                 words.extend([
                     "run",
                     "--kernel",
@@ -126,6 +132,7 @@ pub(crate) fn all(kit: &Kit) -> Vec<Case> {
     }
     let programs = [
         (Vmm::Testudo, &kit.vmm),
+        (Vmm::TestudoHugetlb, &kit.vmm),
         (Vmm::QemuMicrovm, &kit.qemu),
         (Vmm::QemuQ35, &kit.qemu),
     ];
