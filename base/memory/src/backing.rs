@@ -29,7 +29,7 @@ pub enum Share {
 /// Page size behind the memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HugePages {
-    /// Whatever the host does on its own.
+    /// No transparent huge pages, whatever the host's default (`MADV_NOHUGEPAGE`).
     Never,
     /// Transparent huge pages are asked for (`MADV_HUGEPAGE`).
     #[default]
@@ -132,11 +132,16 @@ impl HostMapping {
     fn advise(&self, backing: &Backing) -> io::Result<()> {
         // Guest RAM in a core dump of the VMM is a leak of the guest's secrets.
         madvise(self.addr, self.size, libc::MADV_DONTDUMP)?;
-        if backing.huge == HugePages::Transparent
-            // A host built without THP answers EINVAL; the request was a preference.
-            && let Err(error) = madvise(self.addr, self.size, libc::MADV_HUGEPAGE)
+        let advice = match backing.huge {
+            HugePages::Never => Some(libc::MADV_NOHUGEPAGE),
+            HugePages::Transparent => Some(libc::MADV_HUGEPAGE),
+            HugePages::Huge2M | HugePages::Huge1G => None,
+        };
+        if let Some(advice) = advice
+            // A host built without THP answers EINVAL; there the answer is always never.
+            && let Err(error) = madvise(self.addr, self.size, advice)
         {
-            log::debug!("transparent huge pages are not to be had here: {error}");
+            log::debug!("this host has no transparent huge pages: {error}");
         }
         if backing.mergeable {
             madvise(self.addr, self.size, libc::MADV_MERGEABLE)?;

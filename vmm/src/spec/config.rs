@@ -125,7 +125,7 @@ pub struct MemoryConfig {
     pub shared: bool,
     /// hugetlb page size, `2M` or `1G`. The pages must have been reserved on the host.
     pub hugepages: Option<ByteSize>,
-    /// Ask for transparent huge pages where no hugetlb pages are used.
+    /// Ask for transparent huge pages where no hugetlb pages are used; `false` refuses them.
     pub thp: bool,
     /// Let KSM merge equal pages.
     pub mergeable: bool,

@@ -201,3 +201,44 @@ fn a_view_taken_before_a_removal_stays_safe_to_use() {
     ram.remove(0).unwrap();
     assert_eq!(stale.read_obj::<u8>(GuestAddress(0)).unwrap(), 0);
 }
+
+/// What /proc/self/smaps says of the mapping that holds `address`.
+fn vm_flags(address: usize) -> String {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in smaps.lines() {
+        let range = line.split(' ').next().and_then(|r| r.split_once('-'));
+        let bounds = range.and_then(|(start, end)| {
+            let hex = |s| usize::from_str_radix(s, 16).ok();
+            Some(hex(start)?..hex(end)?)
+        });
+        if let Some(bounds) = bounds {
+            inside = bounds.contains(&address);
+        } else if inside && let Some(flags) = line.strip_prefix("VmFlags:") {
+            return flags.to_owned();
+        }
+    }
+    panic!("no mapping holds {address:#x}");
+}
+
+#[test]
+fn transparent_huge_pages_are_asked_for_or_refused() {
+    if !std::path::Path::new("/sys/kernel/mm/transparent_hugepage").exists() {
+        println!("SKIP transparent_huge_pages: this host's kernel has none");
+        return;
+    }
+    for (huge, flag) in [(HugePages::Transparent, "hg"), (HugePages::Never, "nh")] {
+        let mut ram = GuestRam::new();
+        let backing = Backing {
+            huge,
+            ..Backing::default()
+        };
+        ram.add(0, 4 * MIB, &backing).unwrap();
+        let flags = vm_flags(ram.ranges().next().unwrap().host);
+        assert!(flags.split(' ').any(|f| f == flag), "{huge:?}: {flags}");
+        assert!(
+            flags.split(' ').any(|f| f == "dd"),
+            "not in core dumps: {flags}"
+        );
+    }
+}
