@@ -3,10 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use testudo_arch::x86_64::host::{Capabilities, ProbeError};
+use testudo_arch::x86_64::mtrr::KVM_VARIABLE_RANGES;
 use testudo_kvm::Hypervisor;
-
-/// Variable MTRR pairs KVM emulates, on every host (`KVM_NR_VAR_MTRR`).
-const KVM_MTRR_SLOTS: u8 = 8;
 
 /// The host as a plan sees it: small enough to write down, so that a plan can be made for a host
 /// that is elsewhere.
@@ -38,7 +36,7 @@ impl Host {
         let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         let facts = HostFacts {
             guest_phys_bits: capabilities.guest_phys_bits(),
-            mtrr_slots: KVM_MTRR_SLOTS,
+            mtrr_slots: KVM_VARIABLE_RANGES,
             max_vcpus: count(capabilities.max_vcpus()),
             max_vcpu_id: count(capabilities.max_vcpu_id()),
         };

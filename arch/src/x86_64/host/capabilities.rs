@@ -76,8 +76,6 @@ pub struct Capabilities {
     guest_phys_bits: u8,
     max_vcpus: usize,
     max_vcpu_id: usize,
-    max_memslots: usize,
-    irq_routes: u32,
 }
 
 impl Capabilities {
@@ -101,8 +99,6 @@ impl Capabilities {
             supported_cpuid,
             max_vcpus: kvm.get_max_vcpus(),
             max_vcpu_id: kvm.get_max_vcpu_id(),
-            max_memslots: kvm.get_nr_memslots(),
-            irq_routes: u32::try_from(kvm.check_extension_int(Cap::IrqRouting)).unwrap_or(0),
         })
     }
 
@@ -124,16 +120,6 @@ impl Capabilities {
     /// vCPU ids, which are APIC ids, lie below this.
     pub fn max_vcpu_id(&self) -> usize {
         self.max_vcpu_id
-    }
-
-    /// Memslots a VM may have.
-    pub fn max_memslots(&self) -> usize {
-        self.max_memslots
-    }
-
-    /// Interrupt routes a VM may have.
-    pub fn irq_routes(&self) -> u32 {
-        self.irq_routes
     }
 }
 
