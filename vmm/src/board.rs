@@ -3,6 +3,7 @@
 //! Built on the control thread in one pass, from what the plan says and files that were opened
 //! before: nothing is opened here.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
@@ -21,14 +22,16 @@ use testudo_kvm::{
 use testudo_legacy::{
     AcpiRegisters, Cmos, DebugPort, GedHandle, I8042, Pvpanic, Serial, SystemControl,
 };
-use testudo_memory::{GuestRam, RamError};
+use testudo_memory::{GuestRam, GuestWindows, RamError};
 use testudo_pci::{Bdf, HostBridge, PlugError, Plugged, Segment};
 use thiserror::Error;
+use virtio_devices::{VirtioPciError, Wiring};
 
 use crate::console::Console;
+use crate::devices::{DeviceError, OpenDevice, Place};
 use crate::host::Host;
 use crate::letters::Letters;
-use crate::plan::{PciDevice, PciPlan, Plan};
+use crate::plan::{PciPlan, Plan};
 use crate::spec::{Protocol, Seccomp, Spec};
 use crate::vcpu::{Guest, VcpuThread};
 
@@ -86,9 +89,12 @@ pub enum BuildError {
         #[source]
         source: io::Error,
     },
-    /// Virtio.
+    /// A virtio device's place on the bus.
     #[error(transparent)]
-    Virtio(#[from] crate::virtio::VirtioError),
+    Virtio(#[from] VirtioPciError),
+    /// A device of the configuration's.
+    #[error(transparent)]
+    Configured(#[from] DeviceError),
     /// Firmware tables.
     #[error(transparent)]
     Blob(#[from] BlobError),
@@ -106,6 +112,9 @@ pub enum BuildError {
     },
 }
 
+/// The configuration's devices by id.
+pub(crate) type Devices = BTreeMap<String, Box<dyn OpenDevice>>;
+
 /// What a board is built from; it outlives the board.
 pub(crate) struct Parts<'a> {
     pub(crate) spec: &'a Spec,
@@ -114,7 +123,8 @@ pub(crate) struct Parts<'a> {
     pub(crate) host: &'a Host,
     pub(crate) kernel: &'a Image,
     pub(crate) initrd: Option<&'a testudo_boot::Source>,
-    pub(crate) rng_source: Option<&'a std::fs::File>,
+    /// As the plan's functions name them.
+    pub(crate) devices: &'a Devices,
     pub(crate) letters: &'a Letters,
     pub(crate) io: &'a virtio_devices::IoThread,
 }
@@ -168,6 +178,7 @@ impl Board {
         };
         let ged = platform.devices(parts.letters, &interrupts, console)?;
 
+        let windows: Arc<dyn GuestWindows> = Arc::new(slots);
         let segment = Segment::new(buses.mmio.clone(), apertures(plan));
         platform.target(port::PCI_CONFIG, port::PCI_CONFIG_SIZE, segment.cf8())?;
         if let Some(ecam) = Range::new(plan.memory.ecam().base(), plan.memory.ecam().size()) {
@@ -177,7 +188,15 @@ impl Board {
         let functions = plan
             .pci
             .iter()
-            .map(|f| plug(f, parts, &segment, ram, &interrupts, &vm, &mut counters))
+            .map(|f| {
+                let wiring = Wiring {
+                    ram: ram.handle(),
+                    msi: &interrupts,
+                    doorbells: Arc::new(KvmDoorbells::new(&vm)),
+                    windows: Arc::clone(&windows),
+                };
+                plug(f, parts, &segment, wiring, &mut counters)
+            })
             .collect::<Result<_, _>>()?;
 
         log::debug!("devices are in place");
@@ -198,6 +217,16 @@ impl Board {
 
     pub(crate) fn vcpus(&self) -> &[VcpuThread] {
         &self.vcpus
+    }
+
+    /// Stops what the devices do by themselves; no vCPU runs.
+    pub(crate) fn pause_devices(&self) {
+        self.functions.iter().for_each(Plugged::pause);
+    }
+
+    /// Lets the devices go on, before the vCPUs do.
+    pub(crate) fn resume_devices(&self) {
+        self.functions.iter().for_each(Plugged::resume);
     }
 
     /// PCI functions in place.
@@ -269,22 +298,22 @@ fn plug(
     function: &PciPlan,
     parts: &Parts<'_>,
     segment: &Segment,
-    ram: &GuestRam,
-    interrupts: &Interrupts,
-    vm: &Vm,
+    wiring: Wiring<'_>,
     counters: &mut crate::virtio::DeviceCounters,
 ) -> Result<Plugged, BuildError> {
-    let device: Box<dyn testudo_pci::PciFunction> = match function.device {
-        PciDevice::HostBridge => Box::new(HostBridge::new()),
-        PciDevice::VirtioRng => crate::virtio::rng(
-            parts,
-            &crate::virtio::Attachments {
-                ram: ram.handle(),
-                msi: interrupts,
-                doorbells: Arc::new(KvmDoorbells::new(vm)),
-            },
-            counters,
-        )?,
+    let device = function.id.as_ref();
+    let device = device.and_then(|id| Some((id, parts.devices.get(id)?)));
+    let device: Box<dyn testudo_pci::PciFunction> = match device {
+        None => Box::new(HostBridge::new()),
+        Some((id, device)) => {
+            let model = device.model(&Place {
+                ram: wiring.ram.clone(),
+                io: parts.io.handle(),
+                windows: &wiring.windows,
+                memory: function.memory,
+            })?;
+            counters.function(id, model, wiring)?
+        }
     };
     let bars: Vec<(u8, u64)> = function
         .bars
@@ -387,5 +416,5 @@ fn begin(host_cpus: Option<&crate::spec::CpuList>, seccomp: Seccomp) -> io::Resu
     if let Some(cpus) = host_cpus {
         crate::affinity::bind_this_thread(cpus)?;
     }
-    crate::seccomp::apply(crate::seccomp::ThreadKind::Vcpu, seccomp).map_err(io::Error::other)
+    crate::seccomp::apply(crate::seccomp::ThreadKind::VCPU, seccomp).map_err(io::Error::other)
 }

@@ -23,6 +23,7 @@ use testudo_protocol::{
     Ended, Event, Failure, FailureKind, Listener, Outcome, Phase, Reply, Request, Verb,
 };
 
+use crate::devices::{self, Adjust, AdjustError};
 use crate::letters::{Letter, Letters};
 use crate::machine::Machine;
 use crate::seccomp::{ThreadKind, apply};
@@ -75,7 +76,7 @@ pub(crate) fn run(
     // The vCPUs are under their filters already. This thread hears nothing of the guest before its
     // own is in place, so the guest need not wait for that.
     std::thread::yield_now();
-    apply(ThreadKind::Ctl, seccomp)?;
+    apply(ThreadKind::CTL, seccomp)?;
     loop {
         events
             .run()
@@ -286,6 +287,12 @@ impl Control {
                     self.tell("resumed", None);
                 }
             }
+            Verb::ResizeDisk { id, bytes } => self.adjust(id, &Adjust::DiskSize(*bytes))?,
+            Verb::ResizeMemory { bytes } => {
+                self.adjust(devices::MEMORY, &Adjust::Memory(*bytes))?;
+            }
+            Verb::Balloon { bytes } => self.adjust(devices::BALLOON, &Adjust::Balloon(*bytes))?,
+            Verb::Limits { id, limits } => self.adjust(id, &Adjust::Limits(limits.clone()))?,
             Verb::PowerButton => self.press_power_button()?,
             Verb::Shutdown { timeout_s } => {
                 self.press_power_button()?;
@@ -303,6 +310,21 @@ impl Control {
             }
         }
         Ok(Some(Outcome::Done))
+    }
+
+    fn adjust(&self, id: &str, what: &Adjust) -> Result<(), Failure> {
+        let adjusted = self.machine.adjust(id, what).ok_or_else(|| Failure {
+            kind: FailureKind::NoDevice,
+            message: format!("this VM has no device `{id}`; `info` lists what it has"),
+        })?;
+        adjusted.map_err(|error| Failure {
+            kind: match error {
+                AdjustError::Unsupported(_) => FailureKind::Unsupported,
+                AdjustError::Value(_) => FailureKind::BadValue,
+                AdjustError::Host { .. } => FailureKind::Internal,
+            },
+            message: format!("{id}: {:#}", anyhow::Error::from(error)),
+        })
     }
 
     fn press_power_button(&mut self) -> Result<(), Failure> {

@@ -1,6 +1,5 @@
 //! The machine: its RAM, its board, its console, its phase. Owned by the control thread.
 
-use std::fs::File;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,8 +13,9 @@ use testudo_protocol::{Counters, CpuState, Info, Phase};
 use thiserror::Error;
 use virtio_devices::{Attachment, IoThread};
 
-use crate::board::{Board, BuildError, Parts};
+use crate::board::{Board, BuildError, Devices, Parts};
 use crate::console::{Console, ConsoleOpenError};
+use crate::devices::{Adjust, AdjustError, DeviceError, HostContext};
 use crate::host::Host;
 use crate::letters::{Letter, Letters};
 use crate::plan::{Plan, PlanError};
@@ -50,6 +50,9 @@ pub enum StartError {
     /// The console.
     #[error(transparent)]
     Console(#[from] ConsoleOpenError),
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// Guest RAM.
     #[error(transparent)]
     Ram(#[from] RamError),
@@ -104,7 +107,7 @@ struct Files {
     host: Host,
     kernel: Image,
     initrd: Option<testudo_boot::Source>,
-    rng: Option<File>,
+    devices: Devices,
 }
 
 impl Files {
@@ -119,14 +122,20 @@ impl Files {
         let kernel = Image::identify(image(&spec.boot.kernel, "kernel")?)?;
         let initrd = spec.boot.initrd.as_ref();
         let initrd = initrd.map(|i| image(i, "initrd")).transpose()?;
-        let rng = spec.rng.as_ref().and_then(|r| r.source.as_ref());
-        let rng = rng.map(|s| s.open("rng source")).transpose()?;
+        let context = HostContext {
+            seccomp: spec.seccomp,
+        };
+        let devices = spec
+            .devices
+            .iter()
+            .map(|device| Ok((device.id().to_owned(), device.open(&context)?)))
+            .collect::<Result<_, DeviceError>>()?;
         Ok(Self {
             hypervisor,
             host,
             kernel,
             initrd,
-            rng,
+            devices,
         })
     }
 }
@@ -149,7 +158,7 @@ impl Machine {
         install_kick_handler().map_err(host_error("the vCPU signal"))?;
         let seccomp = spec.seccomp;
         let io = IoThread::spawn("io", move || {
-            crate::seccomp::apply(ThreadKind::Io, seccomp).map_err(io::Error::other)
+            crate::seccomp::apply(ThreadKind::IO, seccomp).map_err(io::Error::other)
         })
         .map_err(StartError::Io)?;
         let end = letters.clone();
@@ -195,11 +204,12 @@ impl Machine {
         self.phase
     }
 
-    /// Lets the vCPUs run. Running already is fine.
+    /// Lets the devices and the vCPUs run. Running already is fine.
     pub(crate) fn run(&mut self) {
         if self.first_run.is_none() {
             self.first_run = Some(self.started.elapsed());
         }
+        self.board.resume_devices();
         for vcpu in self.board.vcpus() {
             vcpu.run();
         }
@@ -207,7 +217,7 @@ impl Machine {
         drop(self.board.leftovers.take());
     }
 
-    /// Stops the vCPUs. Stopped already is fine.
+    /// Stops the vCPUs, then the devices. Stopped already is fine.
     pub(crate) fn pause(&mut self) -> Result<(), StuckVcpu> {
         self.board.vcpus().iter().for_each(VcpuThread::pause);
         for vcpu in self.board.vcpus() {
@@ -217,8 +227,14 @@ impl Machine {
                 });
             }
         }
+        self.board.pause_devices();
         self.phase = Phase::Paused;
         Ok(())
+    }
+
+    /// Changes a running device; `None` if there is none of that id.
+    pub(crate) fn adjust(&self, id: &str, what: &Adjust) -> Option<Result<(), AdjustError>> {
+        Some(self.files.devices.get(id)?.adjust(what))
     }
 
     /// Presses the power button.
@@ -277,7 +293,7 @@ impl Machine {
 
     pub(crate) fn info(&self) -> Info {
         let cpus = self.plan.cpus.iter().zip(self.board.vcpus());
-        let names = self.plan.pci.iter().map(|f| (f.bdf, f.device.name()));
+        let names = self.plan.pci.iter().map(|f| (f.bdf, f.device));
         let here: Vec<_> = self.board.functions().collect();
         let start = self.first_run.unwrap_or_default();
         Info {
@@ -337,7 +353,7 @@ impl Files {
             host: &self.host,
             kernel: &self.kernel,
             initrd: self.initrd.as_ref(),
-            rng_source: self.rng.as_ref(),
+            devices: &self.devices,
             letters,
             io,
         }

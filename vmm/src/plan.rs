@@ -14,6 +14,7 @@ use thiserror::Error;
 use virtio_devices::VirtioPci;
 use vm_allocator::{AddressAllocator, AllocPolicy};
 
+use crate::devices::{DeviceError, Space};
 use crate::host::HostFacts;
 use crate::spec::Spec;
 
@@ -80,29 +81,15 @@ pub struct PciPlan {
     #[serde(serialize_with = "display")]
     pub bdf: Bdf,
     /// What it is.
-    pub device: PciDevice,
+    pub device: &'static str,
+    /// The device's id, if it is one of the configuration's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
     /// BARs by index.
     pub bars: BTreeMap<u8, Span>,
-}
-
-/// What a PCI function is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum PciDevice {
-    /// The host bridge.
-    HostBridge,
-    /// The entropy device.
-    VirtioRng,
-}
-
-impl PciDevice {
-    /// Its name in the plan and in `ctl info`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::HostBridge => "host-bridge",
-            Self::VirtioRng => "virtio-rng",
-        }
-    }
+    /// Guest memory of the device's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub memory: Option<Span>,
 }
 
 fn display<S: serde::Serializer>(bdf: &Bdf, serializer: S) -> Result<S::Ok, S::Error> {
@@ -164,6 +151,19 @@ pub enum PlanError {
         /// The window.
         window: Span,
     },
+    /// The space behind guest RAM is full.
+    #[error(
+        "no room for {size:#x} bytes of {device} behind guest RAM; raise --phys-bits or make it smaller"
+    )]
+    NoMemoryRoom {
+        /// The function.
+        device: &'static str,
+        /// Bytes.
+        size: u64,
+    },
+    /// A device whose needs are not known.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The root bus is full.
     #[error("no PCI slot left for {device}: the root bus has 32")]
     NoSlot {
@@ -176,11 +176,16 @@ impl Plan {
     /// Plans the machine `spec` describes on `host`.
     pub fn new(spec: &Spec, host: HostFacts) -> Result<Self, PlanError> {
         let topology = spec.cpus.topology;
+        let spaces: Vec<Space> = spec
+            .devices
+            .iter()
+            .map(|device| device.space())
+            .collect::<Result<_, _>>()?;
         let phys_bits = check_host(spec, &host)?;
         let memory = MemoryMap::plan_with(&MapRequest {
             ram_bytes: spec.memory.size,
             guest_phys_bits: phys_bits,
-            hotplug_bytes: 0,
+            hotplug_bytes: device_memory(&spaces),
         })?;
         let mtrr = mtrr::plan(&memory, phys_bits, host.mtrr_slots)?;
         let tables = acpi::describe(&MachineDesc {
@@ -205,7 +210,7 @@ impl Plan {
             mtrr,
             cpus: cpus(spec),
             platform: platform(),
-            pci: pci(spec, &memory)?,
+            pci: pci(spec, &spaces, &memory)?,
             acpi,
             cmdline: parsed_cmdline.as_str().to_owned(),
             memory,
@@ -273,40 +278,72 @@ fn platform() -> Vec<PlatformPlan> {
     ]
 }
 
-fn pci(spec: &Spec, map: &MemoryMap) -> Result<Vec<PciPlan>, PlanError> {
+/// Rooms of one kind for devices: the 64-bit PCI window, or the space behind guest RAM.
+struct Room(Option<AddressAllocator>);
+
+impl Room {
+    fn new(span: Option<Span>) -> Self {
+        Self(span.and_then(|s| AddressAllocator::new(s.base(), s.size()).ok()))
+    }
+
+    fn take(&mut self, size: u64, alignment: u64) -> Option<Span> {
+        let room = self.0.as_mut()?;
+        let range = room.allocate(size, alignment, AllocPolicy::FirstMatch);
+        Span::new(range.ok()?.start(), size)
+    }
+}
+
+fn pci(spec: &Spec, spaces: &[Space], map: &MemoryMap) -> Result<Vec<PciPlan>, PlanError> {
     let window = map.mmio64();
-    let mut room = AddressAllocator::new(window.base(), window.size()).ok();
+    let mut bar_room = Room::new(Some(window));
+    let mut memory_room = Room::new(map.hotplug_ram());
     let mut functions = vec![PciPlan {
         bdf: Bdf::HOST_BRIDGE,
-        device: PciDevice::HostBridge,
+        device: "host-bridge",
+        id: None,
         bars: BTreeMap::new(),
+        memory: None,
     }];
-    let virtio = spec.rng.iter().map(|_| PciDevice::VirtioRng);
-    for (slot, kind) in (1..).zip(virtio) {
-        let device = kind.name();
-        let bdf = Bdf::new(0, slot, 0).ok_or(PlanError::NoSlot { device })?;
-        let base = room
-            .as_mut()
-            .and_then(|r| {
-                r.allocate(
-                    VirtioPci::BAR_SIZE,
-                    VirtioPci::BAR_SIZE,
-                    AllocPolicy::FirstMatch,
-                )
-                .ok()
-            })
-            .and_then(|range| Span::new(range.start(), VirtioPci::BAR_SIZE))
-            .ok_or(PlanError::NoBarRoom {
-                device,
-                bar: VirtioPci::BAR,
-                size: VirtioPci::BAR_SIZE,
+    for (slot, (device, space)) in (1..).zip(spec.devices.iter().zip(spaces)) {
+        let kind = device.kind();
+        let bdf = Bdf::new(0, slot, 0).ok_or(PlanError::NoSlot { device: kind })?;
+        let mut bars = BTreeMap::new();
+        let wanted = [
+            (VirtioPci::BAR, VirtioPci::BAR_SIZE),
+            (VirtioPci::SHARED_BAR, space.shared_memory),
+        ];
+        for (bar, size) in wanted.into_iter().filter(|(_, size)| *size != 0) {
+            let at = bar_room.take(size, size).ok_or(PlanError::NoBarRoom {
+                device: kind,
+                bar,
+                size,
                 window,
             })?;
+            bars.insert(bar, at);
+        }
+        let memory = match space.guest_memory {
+            0 => None,
+            size => Some(
+                memory_room
+                    .take(size, space.alignment.max(1))
+                    .ok_or(PlanError::NoMemoryRoom { device: kind, size })?,
+            ),
+        };
         functions.push(PciPlan {
             bdf,
             device: kind,
-            bars: BTreeMap::from([(VirtioPci::BAR, base)]),
+            id: Some(device.id().to_owned()),
+            bars,
+            memory,
         });
     }
     Ok(functions)
+}
+
+/// Bytes of guest address space to keep for the devices' own memory, alignment included.
+fn device_memory(spaces: &[Space]) -> u64 {
+    spaces.iter().fold(0, |sum, space| {
+        sum.saturating_add(space.guest_memory)
+            .saturating_add(space.alignment)
+    })
 }

@@ -1,12 +1,12 @@
 //! System call filters, one for each kind of thread.
 //!
-//! The profiles are data: `seccomp/{ctl,io,vcpu}.json` in the source tree, compiled to BPF when the
+//! The profiles are data: `seccomp/*.json` in the source tree, each named after its kind of thread, compiled to BPF when the
 //! VMM is built. Each thread applies its own as the first thing it does; the control thread
 //! applies its own when everything is built, before it hears anything of the guest. Filters add up:
 //! a thread that the control thread starts later has to pass both.
 #![expect(unsafe_code, reason = "prctl and seccomp")]
 
-use std::io;
+use std::{fmt, io};
 
 use thiserror::Error;
 
@@ -16,25 +16,34 @@ use crate::spec::Seccomp;
 type Instruction = (u16, u8, u8, u32);
 
 mod compiled {
-    use super::Instruction;
+    use super::{Instruction, Profile};
     include!(concat!(env!("OUT_DIR"), "/seccomp.rs"));
 }
 
-/// Kinds of thread.
+/// One kind of thread and its filter in both modes.
+struct Profile {
+    name: &'static str,
+    kill_process: &'static [Instruction],
+    log: &'static [Instruction],
+}
+
+/// A kind of thread: the name of its profile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum ThreadKind {
+pub struct ThreadKind(&'static str);
+
+impl ThreadKind {
     /// Owns the machine.
-    Ctl,
+    pub const CTL: Self = Self("ctl");
     /// Serves console and device queues.
-    Io,
+    pub const IO: Self = Self("io");
     /// Runs a vCPU.
-    Vcpu,
+    pub const VCPU: Self = Self("vcpu");
 }
 
 /// A filter could not be applied.
 #[derive(Debug, Error)]
 #[error(
-    "cannot apply the system call filter of a {thread:?} thread; does the host kernel have CONFIG_SECCOMP_FILTER? (--seccomp off runs without)"
+    "cannot apply the system call filter of a {thread} thread; does the host kernel have CONFIG_SECCOMP_FILTER? (--seccomp off runs without)"
 )]
 pub struct SeccompError {
     thread: ThreadKind,
@@ -43,34 +52,39 @@ pub struct SeccompError {
 }
 
 impl ThreadKind {
-    fn program(self, mode: Seccomp) -> Option<&'static [Instruction]> {
-        match (self, mode) {
-            (_, Seccomp::Off) => None,
-            (Self::Ctl, Seccomp::Kill) => Some(&compiled::CTL_KILL_PROCESS),
-            (Self::Io, Seccomp::Kill) => Some(&compiled::IO_KILL_PROCESS),
-            (Self::Vcpu, Seccomp::Kill) => Some(&compiled::VCPU_KILL_PROCESS),
-            (Self::Ctl, Seccomp::Log) => Some(&compiled::CTL_LOG),
-            (Self::Io, Seccomp::Log) => Some(&compiled::IO_LOG),
-            (Self::Vcpu, Seccomp::Log) => Some(&compiled::VCPU_LOG),
-        }
+    fn profile(self) -> Option<&'static Profile> {
+        compiled::PROFILES.iter().find(|p| p.name == self.0)
     }
 
     /// The kind a word names.
     pub fn from_name(name: &str) -> Option<Self> {
-        match name {
-            "ctl" => Some(Self::Ctl),
-            "io" => Some(Self::Io),
-            "vcpu" => Some(Self::Vcpu),
-            _ => None,
-        }
+        let profile = compiled::PROFILES.iter().find(|p| p.name == name);
+        profile.map(|p| Self(p.name))
+    }
+
+    /// All kinds there are.
+    pub fn all() -> impl Iterator<Item = Self> {
+        compiled::PROFILES.iter().map(|p| Self(p.name))
+    }
+}
+
+impl fmt::Display for ThreadKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
     }
 }
 
 /// Restricts the calling thread, for good.
 pub fn apply(thread: ThreadKind, mode: Seccomp) -> Result<(), SeccompError> {
     let error = |source| SeccompError { thread, source };
-    let Some(program) = thread.program(mode) else {
-        return Ok(());
+    let profile = || {
+        let missing = || error(io::Error::other("there is no profile of that name"));
+        thread.profile().ok_or_else(missing)
+    };
+    let program = match mode {
+        Seccomp::Off => return Ok(()),
+        Seccomp::Kill => profile()?.kill_process,
+        Seccomp::Log => profile()?.log,
     };
     let program: Vec<libc::sock_filter> = program
         .iter()
@@ -107,4 +121,18 @@ pub fn probe(thread: ThreadKind) -> Result<(), SeccompError> {
     // SAFETY: chroot to a path that cannot be: harmless if it is let through.
     unsafe { libc::chroot(c"/nonexistent/testudo".as_ptr()) };
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_profile() {
+        for kind in [ThreadKind::CTL, ThreadKind::IO, ThreadKind::VCPU] {
+            assert!(kind.profile().is_some(), "{kind}");
+        }
+        assert_eq!(ThreadKind::from_name("io"), Some(ThreadKind::IO));
+        assert_eq!(ThreadKind::from_name("cat"), None);
+    }
 }

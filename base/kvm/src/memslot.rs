@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{KVM_MEM_READONLY, kvm_userspace_memory_region};
 use kvm_ioctls::VmFd;
-use testudo_memory::{RamListener, RamRange};
+use testudo_memory::{GuestWindows, HostWindow, RamListener, RamRange, WindowGuard};
 use thiserror::Error;
 use vm_allocator::IdAllocator;
 
@@ -110,6 +110,33 @@ impl Memslots {
             slots: self.clone(),
             held: BTreeMap::new(),
         })
+    }
+}
+
+struct Shown {
+    /// Dropped before the window it shows.
+    #[expect(dead_code, reason = "a guard")]
+    slot: Memslot,
+    #[expect(dead_code, reason = "the window must outlive the guard")]
+    window: Arc<HostWindow>,
+}
+
+impl WindowGuard for Shown {}
+
+impl GuestWindows for Memslots {
+    fn show(
+        &self,
+        gpa: u64,
+        window: &Arc<HostWindow>,
+        readonly: bool,
+    ) -> io::Result<Box<dyn WindowGuard>> {
+        // SAFETY: a window stays mapped until it is dropped, which the guard prevents; nothing in
+        // this process refers into it.
+        let slot = unsafe { self.map(gpa, window.len(), window.address(), readonly) };
+        Ok(Box::new(Shown {
+            slot: slot.map_err(io::Error::other)?,
+            window: Arc::clone(window),
+        }))
     }
 }
 

@@ -9,9 +9,11 @@
 
 mod backing;
 mod ram;
+mod window;
 
 pub use backing::{Backing, HugePages, Prefault, Share};
 pub use ram::{GuestRam, RamError, RamListener, RamRange};
+pub use window::{GuestWindows, HostWindow, WindowGuard};
 
 /// An immutable snapshot of guest RAM, as loaders and devices read and write it.
 pub type RamView = vm_memory::GuestMemoryMmap<()>;

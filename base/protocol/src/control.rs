@@ -38,8 +38,66 @@ pub enum Verb {
     PowerButton,
     /// What devices have counted. Replies with [`Outcome::Counters`].
     Counters,
+    /// A disk's backing has grown or shrunk, or shall: the guest learns its new size.
+    ResizeDisk {
+        /// The disk's id.
+        id: String,
+        /// Bytes; a regular file is made this long.
+        bytes: u64,
+    },
+    /// The guest's memory shall be this much, what it booted with included. Replies when the guest
+    /// has been asked; what it then does is in [`Outcome::Info`].
+    ResizeMemory {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// The balloon shall take this much memory from the guest.
+    Balloon {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// Limits a disk or a network device.
+    Limits {
+        /// The device's id.
+        id: String,
+        /// Its new limits.
+        limits: LimitsSpec,
+    },
     /// From now on send [`Event`]s on this connection, the phase the VM is in first.
     Events,
+}
+
+/// New limits of a device; a limit that is left out is lifted.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsSpec {
+    /// Which way, for a network device; default: both.
+    pub direction: Option<Direction>,
+    /// Bytes.
+    pub bytes: Option<RateSpec>,
+    /// Requests of a disk, packets of a network device.
+    pub ops: Option<RateSpec>,
+}
+
+/// Ways of a network device, as the guest sees them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// To the guest.
+    Rx,
+    /// From the guest.
+    Tx,
+}
+
+/// One limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RateSpec {
+    /// Units a second on average, not 0.
+    pub per_second: u64,
+    /// Units at once, not 0; default: a second's worth.
+    #[serde(default)]
+    pub burst: Option<u64>,
 }
 
 /// Anything the VMM sends to a client.
@@ -99,6 +157,10 @@ pub enum FailureKind {
     WrongPhase,
     /// This machine cannot do it at all.
     Unsupported,
+    /// There is no device of that id.
+    NoDevice,
+    /// A value that cannot be.
+    BadValue,
     /// The VMM failed.
     Internal,
 }

@@ -9,7 +9,7 @@ pub mod control;
 pub mod socket;
 
 pub use control::{
-    Counters, CpuState, Ended, Event, Failure, FailureKind, Info, MessageError, Outcome, Phase,
-    Reply, Request, ServerMessage, Verb,
+    Counters, CpuState, Direction, Ended, Event, Failure, FailureKind, Info, LimitsSpec,
+    MessageError, Outcome, Phase, RateSpec, Reply, Request, ServerMessage, Verb,
 };
 pub use socket::{BindError, ConnectError, Connection, Listener, MAX_FDS, MAX_MESSAGE, Received};

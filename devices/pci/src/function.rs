@@ -26,6 +26,10 @@ pub trait PciFunction: Send {
     /// A write inside BAR `bar`.
     fn bar_write(&mut self, bar: u8, at: Access, data: &[u8]);
 
+    /// Stops whatever the function does by itself; no vCPU runs. Accesses may still come.
+    fn pause(&mut self) {}
+    /// Goes on where [`Self::pause`] stopped; the vCPUs are about to run.
+    fn resume(&mut self) {}
     /// BAR `bar`'s window is now at `base`, or closed. Doorbells and memory mappings that depend
     /// on the address follow it here.
     fn bar_moved(&mut self, bar: u8, base: Option<u64>) {

@@ -279,6 +279,16 @@ impl Plugged {
         self.bdf
     }
 
+    /// Has the function stop what it does by itself.
+    pub fn pause(&self) {
+        self.seat.with(|o| o.function.pause());
+    }
+
+    /// Has the function go on.
+    pub fn resume(&self) {
+        self.seat.with(|o| o.function.resume());
+    }
+
     /// Takes the function off its bus and hands it back.
     pub fn unplug(self) -> Option<Box<dyn PciFunction>> {
         self.remove()

@@ -202,6 +202,31 @@ pub(crate) fn kicks_before_and_after_running_do_nothing(subject: &Subject) {
     subject.serve(&mut driver);
 }
 
+/// Pausing stops service without losing a request; the model starts where it stopped.
+pub(crate) fn paused_models_serve_nothing_and_lose_nothing(subject: &Subject) {
+    let mut driver = subject.driver();
+    driver.start_full();
+    for _ in 0..3 {
+        subject.serve(&mut driver);
+        driver.function.pause();
+        driver.function.pause();
+        let descs = subject.descs(&driver);
+        driver.submit(subject.queue, &descs);
+        std::thread::sleep(std::time::Duration::from_millis(5));
+        let (before, _) = driver.progress(subject.queue);
+        driver.function.resume();
+        driver.function.resume();
+        driver.used(subject.queue);
+        let (after, _) = driver.progress(subject.queue);
+        assert_eq!(after, before.wrapping_add(1), "served while paused");
+    }
+    driver.function.pause();
+    driver.set_status(0);
+    driver.function.resume();
+    driver.start_full();
+    subject.serve(&mut driver);
+}
+
 pub(crate) fn unplug_while_running(subject: &Subject) {
     let mut driver = subject.driver();
     driver.start_full();
@@ -251,6 +276,7 @@ macro_rules! conformance {
                 reset_and_start_again
                 reset_leaves_guest_memory_alone
                 kicks_before_and_after_running_do_nothing
+                paused_models_serve_nothing_and_lose_nothing
                 unplug_while_running
                 the_thread_may_end_first
                 malformed_chains_come_back_unused

@@ -26,7 +26,7 @@ use virtio_bindings::virtio_config as bits;
 use vm_memory::GuestAddressSpace;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::model::{ActivateError, Activated, ActiveQueue, Shape, VirtioModel, features};
+use crate::model::{ActivateError, Activated, ActiveQueue, Queues, Shape, VirtioModel, features};
 use crate::queue::{CheckedQueue, DeviceCounters, QueueRegisters, QueueSetupError, VirtQueue};
 use crate::signal::{DeviceEvents, Flags, Interrupts, QueueInterrupt};
 
@@ -105,6 +105,10 @@ pub struct VirtioDevice {
     driver_feature_page: u32,
     status: u8,
     running: bool,
+    /// How the model tells the driver of things, from DRIVER_OK to reset.
+    events: Option<DeviceEvents>,
+    /// The queues of a model that is paused.
+    paused: Option<Queues>,
     selected: u16,
     queues: Vec<QueueRegisters>,
     kicks: Vec<Arc<EventFd>>,
@@ -134,6 +138,8 @@ impl VirtioDevice {
             driver_feature_page: 0,
             status: 0,
             running: false,
+            events: None,
+            paused: None,
             selected: 0,
             queues: shape
                 .queues
@@ -142,7 +148,7 @@ impl VirtioDevice {
                 .map(QueueRegisters::new)
                 .collect(),
             kicks: kicks?,
-            counters: Arc::new(DeviceCounters::new(shape.name, shape.queues.len())),
+            counters: Arc::new(DeviceCounters::new(&shape)),
             flags: Arc::default(),
             model,
             shape,
@@ -309,6 +315,7 @@ impl VirtioDevice {
         }
         let to = interrupts(self);
         let device = DeviceEvents::new(self.shape.name, Arc::clone(&self.flags), Arc::clone(&to));
+        self.events = Some(device.clone());
         let started = self.start(&to, device.clone());
         self.status |= Status::DRIVER_OK;
         match started {
@@ -358,12 +365,44 @@ impl VirtioDevice {
         Ok(())
     }
 
+    /// Stops the model for a while; the driver must not run meanwhile. Requests in flight are
+    /// completed first; what the driver made available and nobody took stays in the queues.
+    pub fn pause(&mut self) {
+        if self.running && self.paused.is_none() {
+            self.paused = Some(self.model.stop());
+        }
+    }
+
+    /// Starts the model where [`Self::pause`] stopped it. If it cannot, the driver sees
+    /// DEVICE_NEEDS_RESET.
+    pub fn resume(&mut self) {
+        let (Some(queues), Some(device)) = (self.paused.take(), self.events.clone()) else {
+            return;
+        };
+        let started = self.model.start(Activated {
+            ram: self.ram.clone(),
+            features: self.accepted,
+            queues,
+            device: device.clone(),
+        });
+        if let Err(e) = started {
+            self.running = false;
+            drop(self.model.stop());
+            device.needs_reset(&e);
+        }
+        for kick in &self.kicks {
+            // What came before the pause may have been taken note of and not been served.
+            let _ = kick.write(1);
+        }
+    }
+
     /// Stops the model if it runs and puts every register back. The driver's own queues are not
     /// touched after this returns.
     pub fn reset(&mut self) {
-        if std::mem::take(&mut self.running) {
+        if std::mem::take(&mut self.running) && self.paused.take().is_none() {
             drop(self.model.stop());
         }
+        self.events = None;
         self.status = 0;
         self.accepted = 0;
         self.device_feature_page = 0;
@@ -382,7 +421,7 @@ impl VirtioDevice {
 
 impl Drop for VirtioDevice {
     fn drop(&mut self) {
-        if self.running {
+        if self.running && self.paused.is_none() {
             drop(self.model.stop());
         }
     }

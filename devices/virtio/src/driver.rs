@@ -10,12 +10,12 @@ use std::time::{Duration, Instant};
 use testudo_bus::{
     Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
 };
-use testudo_memory::{RamHandle, RamView};
+use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
 use testudo_pci::PciFunction;
 use vm_memory::{Bytes, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use crate::{IoHandle, IoThread, Status, VirtioModel, VirtioPci, features};
+use crate::{IoHandle, IoThread, Status, VirtioModel, VirtioPci, Wiring, features};
 
 pub(crate) const RAM_SIZE: usize = 1 << 20;
 /// Where request buffers go; rings are below.
@@ -114,6 +114,43 @@ impl Drop for FakeDoorbell {
     }
 }
 
+/// Remembers where windows are shown.
+#[derive(Default, Clone)]
+pub(crate) struct FakeWindows {
+    shown: Arc<Mutex<BTreeMap<u64, u64>>>,
+}
+
+struct FakeWindow(FakeWindows, u64);
+
+impl FakeWindows {
+    /// Address and length of each.
+    pub(crate) fn shown(&self) -> Vec<(u64, u64)> {
+        let shown = self.shown.lock().unwrap();
+        shown.iter().map(|(at, len)| (*at, *len)).collect()
+    }
+}
+
+impl GuestWindows for FakeWindows {
+    fn show(
+        &self,
+        gpa: u64,
+        window: &Arc<HostWindow>,
+        _readonly: bool,
+    ) -> io::Result<Box<dyn WindowGuard>> {
+        let old = self.shown.lock().unwrap().insert(gpa, window.len());
+        assert!(old.is_none(), "{gpa:#x} is shown twice");
+        Ok(Box::new(FakeWindow(self.clone(), gpa)))
+    }
+}
+
+impl WindowGuard for FakeWindow {}
+
+impl Drop for FakeWindow {
+    fn drop(&mut self) {
+        self.0.shown.lock().unwrap().remove(&self.1);
+    }
+}
+
 /// One descriptor.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Desc {
@@ -204,6 +241,7 @@ pub(crate) struct Driver {
     pub(crate) function: VirtioPci,
     pub(crate) msi: FakeMsi,
     pub(crate) doorbells: FakeDoorbells,
+    pub(crate) windows: FakeWindows,
     pub(crate) seen: BTreeMap<u16, u16>,
     features: u64,
     pub(crate) io: IoThread,
@@ -215,11 +253,15 @@ impl Driver {
         let ram = ram();
         let msi = FakeMsi::default();
         let doorbells = FakeDoorbells::default();
+        let windows = FakeWindows::default();
         let function = VirtioPci::new(
             make(&io.handle()),
-            RamHandle::new(ram.clone()),
-            &msi,
-            Arc::new(doorbells.clone()),
+            Wiring {
+                ram: RamHandle::new(ram.clone()),
+                msi: &msi,
+                doorbells: Arc::new(doorbells.clone()),
+                windows: Arc::new(windows.clone()),
+            },
         )
         .unwrap();
         Self {
@@ -227,6 +269,7 @@ impl Driver {
             function,
             msi,
             doorbells,
+            windows,
             seen: BTreeMap::new(),
             features: 0,
             io,
@@ -381,6 +424,13 @@ impl Driver {
         });
         self.seen.insert(queue, from.wrapping_add(1));
         entry
+    }
+
+    /// How many buffers the device has used, and the driver has seen used, in all.
+    pub(crate) fn progress(&self, queue: u16) -> (u16, u16) {
+        let areas = Areas::of(queue, 16);
+        let seen = self.seen.get(&queue).copied().unwrap_or(0);
+        (get_u16(&self.ram, areas.used + 2), seen)
     }
 
     /// Waits for an interrupt on `vector`.

@@ -14,6 +14,7 @@
 
 mod device;
 mod limit;
+mod limiter;
 mod model;
 mod pci;
 mod queue;
@@ -24,13 +25,15 @@ mod worker;
 
 pub use device::{DeviceError, Status, Transition, VirtioDevice};
 pub use limit::{RateLimit, TokenBucket};
+pub use limiter::Limits;
 pub use model::{
-    ActivateError, Activated, ActiveQueue, Queues, SavedState, Shape, VirtioModel, features,
+    ActivateError, Activated, ActiveQueue, Queues, SavedState, Shape, SharedMemory, VirtioModel,
+    features,
 };
-pub use pci::{VirtioPci, VirtioPciError};
+pub use pci::{VirtioPci, VirtioPciError, Wiring};
 pub use queue::{
     Buffer, Chain, ChainError, CheckedQueue, DeviceCounters, MalformedChain, QueueCounters,
-    QueueFault, QueueRegisters, QueueSetupError, VirtQueue,
+    QueueFault, QueueRegisters, QueueSetupError, Round, VirtQueue,
 };
 pub use rng::{Entropy, Rng};
 pub use signal::{DeviceEvents, Interrupts, QueueInterrupt};

@@ -27,6 +27,8 @@ pub struct TokenBucket {
     limit: RateLimit,
     /// Units × [`NANOS`].
     tokens: u128,
+    /// Units × [`NANOS`] that were taken beyond what a full bucket holds.
+    debt: u128,
     filled_at: Duration,
 }
 
@@ -36,6 +38,7 @@ impl TokenBucket {
         Self {
             limit,
             tokens: u128::from(limit.burst).saturating_mul(NANOS),
+            debt: 0,
             filled_at: now,
         }
     }
@@ -44,7 +47,10 @@ impl TokenBucket {
         let elapsed = now.saturating_sub(self.filled_at).as_nanos();
         let new = elapsed.saturating_mul(u128::from(self.limit.per_second));
         let full = u128::from(self.limit.burst).saturating_mul(NANOS);
-        self.tokens = self.tokens.saturating_add(new).min(full);
+        let paid = new.min(self.debt);
+        self.debt = self.debt.saturating_sub(paid);
+        let left = new.saturating_sub(paid);
+        self.tokens = self.tokens.saturating_add(left).min(full);
         self.filled_at = self.filled_at.max(now);
     }
 
@@ -58,6 +64,20 @@ impl TokenBucket {
         taken
     }
 
+    /// Takes all of `want` units or none. More than the burst can be taken from a full bucket; the
+    /// excess is paid off before it fills again.
+    pub fn take_all(&mut self, want: u64, now: Duration) -> bool {
+        self.fill(now);
+        let wanted = u128::from(want).saturating_mul(NANOS);
+        let full = u128::from(self.limit.burst).saturating_mul(NANOS);
+        if self.debt != 0 || self.tokens < wanted.min(full) {
+            return false;
+        }
+        self.debt = wanted.saturating_sub(self.tokens);
+        self.tokens = self.tokens.saturating_sub(wanted);
+        true
+    }
+
     /// Puts back units that were taken and not used.
     pub fn give_back(&mut self, units: u64) {
         let full = u128::from(self.limit.burst).saturating_mul(NANOS);
@@ -69,7 +89,7 @@ impl TokenBucket {
     pub fn wait_for(&mut self, want: u64, now: Duration) -> Duration {
         self.fill(now);
         let wanted = u128::from(want.min(self.limit.burst)).saturating_mul(NANOS);
-        let missing = wanted.saturating_sub(self.tokens);
+        let missing = wanted.saturating_sub(self.tokens).saturating_add(self.debt);
         let rate = u128::from(self.limit.per_second).max(1);
         Duration::from_nanos(u64::try_from(missing.div_ceil(rate)).unwrap_or(u64::MAX))
     }
@@ -96,7 +116,44 @@ mod tests {
         assert!(RateLimit::new(1, 0).is_none());
     }
 
+    #[test]
+    fn more_than_the_burst_is_paid_off_later() {
+        let mut bucket = TokenBucket::new(RateLimit::new(1000, 100).unwrap(), Duration::ZERO);
+        assert!(bucket.take_all(350, Duration::ZERO));
+        assert!(!bucket.take_all(1, Duration::from_millis(249)));
+        let wait = bucket.wait_for(100, Duration::from_millis(250));
+        assert_eq!(wait, Duration::from_millis(100));
+        assert!(!bucket.take_all(350, Duration::from_millis(349)));
+        assert!(bucket.take_all(350, Duration::from_millis(350)));
+    }
+
     proptest! {
+        #[test]
+        fn whole_requests_keep_the_rate(
+            rate in 1_u64..1_000_000_000,
+            burst in 1_u64..1_000_000,
+            steps in prop::collection::vec((0_u64..10_000_000, 0_u64..2_000_000), 1..100),
+        ) {
+            let mut bucket = TokenBucket::new(RateLimit::new(rate, burst).unwrap(), Duration::ZERO);
+            let (mut now, mut total, mut last) = (Duration::ZERO, 0_u128, 0_u128);
+            for (pause, want) in steps {
+                now += Duration::from_nanos(pause);
+                if bucket.take_all(want, now) {
+                    // Whatever came before the last request is within burst and rate.
+                    let most = u128::from(burst) * NANOS + now.as_nanos() * u128::from(rate);
+                    prop_assert!(total * NANOS <= most);
+                    last = u128::from(want);
+                    total += last;
+                } else {
+                    let wait = bucket.wait_for(want, now);
+                    prop_assert!(!wait.is_zero());
+                    let mut later = bucket.clone();
+                    prop_assert!(later.take_all(want, now + wait));
+                }
+            }
+            prop_assert!(total >= last);
+        }
+
         #[test]
         fn never_more_than_the_limit_and_waiting_is_enough(
             rate in 1_u64..1_000_000_000,

@@ -7,13 +7,16 @@
 //!    └──────────────── may be started again ────────────────────────┘
 //! ```
 //! The transport calls all of it under the device's lock: on a vCPU thread when the driver writes
-//! its status, on the control thread at unplug. `stop` returns when no request is in flight and
+//! its status, on the control thread at pause and unplug. A pause is a stop; resuming starts the
+//! model with the queues that `stop` gave back, which then hold whatever came meanwhile: a model
+//! that starts looks at its queues without waiting for a kick. `stop` returns when no request is in flight and
 //! nothing of the model touches guest RAM any more.
 
 use std::error::Error as StdError;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
-use testudo_memory::RamHandle;
+use testudo_memory::{HostWindow, RamHandle};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -37,7 +40,7 @@ pub mod features {
 }
 
 /// What a model is, fixed for its life.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Shape {
     /// A short name for messages: "rng".
     pub name: &'static str,
@@ -49,6 +52,19 @@ pub struct Shape {
     pub queues: Vec<u16>,
     /// Bytes of the device's own configuration space.
     pub config_len: u32,
+    /// A region of memory that the driver reaches beside guest RAM (virtio 1.2 §2.10).
+    pub shared_memory: Option<SharedMemory>,
+    /// What the model counts beside its queues, by name.
+    pub gauges: Vec<(&'static str, Arc<AtomicU64>)>,
+}
+
+/// A shared memory region.
+#[derive(Debug, Clone)]
+pub struct SharedMemory {
+    /// Its id, in the terms of the device type.
+    pub id: u8,
+    /// What is in it; its length is a power of two.
+    pub window: Arc<HostWindow>,
 }
 
 /// Whether and how a model's state can be saved.

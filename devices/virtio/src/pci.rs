@@ -1,4 +1,5 @@
-//! virtio-pci, modern (virtio 1.2 §4.1): one 64-bit BAR with everything in it.
+//! virtio-pci, modern (virtio 1.2 §4.1): one 64-bit BAR with everything in it, and one for shared
+//! memory where the device has some.
 //!
 //! | BAR 0 offset | what |
 //! |---|---|
@@ -8,6 +9,9 @@
 //! | 0x3000 | notification, 4 bytes per queue |
 //! | 0x4000 | MSI-X table, a page of its own |
 //! | 0x5000 | MSI-X pending bits, a page of its own |
+//!
+//! BAR 2, if there is one, is a shared memory region from its beginning to its end; the guest reaches
+//! the memory itself wherever it puts the BAR.
 //!
 //! Interrupts are MSI-X only: there is no INTx pin, so a guest booted with MSI switched off cannot
 //! drive these devices. The ISR byte is kept nevertheless for drivers that poll it. There is no PCI
@@ -25,7 +29,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use testudo_bus::{Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, fill_absent};
-use testudo_memory::RamHandle;
+use testudo_memory::{GuestWindows, RamHandle, WindowGuard};
 use testudo_pci::{ConfigSpace, LayoutError, Msix, MsixVectors, PciFunction};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
@@ -76,6 +80,18 @@ pub enum VirtioPciError {
     },
 }
 
+/// What a function is wired to.
+pub struct Wiring<'a> {
+    /// Guest RAM.
+    pub ram: RamHandle,
+    /// Where interrupt vectors come from.
+    pub msi: &'a dyn Msi,
+    /// How notifications become eventfds.
+    pub doorbells: Arc<dyn Doorbells>,
+    /// Where shared memory is shown to the guest.
+    pub windows: Arc<dyn GuestWindows>,
+}
+
 /// A virtio device as a PCI function.
 pub struct VirtioPci {
     config: ConfigSpace,
@@ -87,6 +103,9 @@ pub struct VirtioPci {
     doorbells: Arc<dyn Doorbells>,
     bound: Vec<Box<dyn Doorbell>>,
     base: Option<u64>,
+    windows: Arc<dyn GuestWindows>,
+    /// Shared memory where the guest has put its BAR.
+    shown: Option<Box<dyn WindowGuard>>,
 }
 
 impl VirtioPci {
@@ -95,14 +114,12 @@ impl VirtioPci {
     /// Its size in bytes.
     pub const BAR_SIZE: u64 = layout::BAR_SIZE;
 
+    /// The BAR that a shared memory region fills.
+    pub const SHARED_BAR: u8 = layout::SHARED_BAR;
+
     /// `model` as a function with one vector per queue and one for configuration changes.
-    pub fn new(
-        model: Box<dyn VirtioModel>,
-        ram: RamHandle,
-        msi: &dyn Msi,
-        doorbells: Arc<dyn Doorbells>,
-    ) -> Result<Self, VirtioPciError> {
-        let device = VirtioDevice::new(model, ram)?;
+    pub fn new(model: Box<dyn VirtioModel>, wiring: Wiring<'_>) -> Result<Self, VirtioPciError> {
+        let device = VirtioDevice::new(model, wiring.ram)?;
         let shape = device.shape();
         let name = shape.name;
         let queues = shape.queues.len();
@@ -114,8 +131,8 @@ impl VirtioPci {
             });
         }
         let vectors = device.queue_count().saturating_add(1);
-        let mut msix =
-            Msix::new(vectors, msi).map_err(|source| VirtioPciError::Vectors { name, source })?;
+        let mut msix = Msix::new(vectors, wiring.msi)
+            .map_err(|source| VirtioPciError::Vectors { name, source })?;
         let (config, window) = layout::config_space(shape, &mut msix)
             .map_err(|source| VirtioPciError::Layout { name, source })?;
         Ok(Self {
@@ -125,15 +142,32 @@ impl VirtioPci {
             msix,
             isr: Arc::default(),
             config_vector: QueueRegisters::NO_VECTOR,
-            doorbells,
+            doorbells: wiring.doorbells,
             bound: Vec::new(),
             base: None,
+            windows: wiring.windows,
+            shown: None,
         })
     }
 
     /// The device's counters, which outlive it.
     pub fn counters(&self) -> Arc<DeviceCounters> {
         Arc::clone(self.device.counters())
+    }
+
+    /// Shows the shared memory at `base`, or nowhere.
+    fn show_shared_memory(&mut self, base: Option<u64>) {
+        self.shown = None;
+        let (Some(base), Some(shared)) = (base, &self.device.shape().shared_memory) else {
+            return;
+        };
+        match self.windows.show(base, &shared.window, false) {
+            Ok(shown) => self.shown = Some(shown),
+            Err(e) => {
+                let name = self.device.shape().name;
+                log::warn!("virtio-{name}: no shared memory at {base:#x}: {e}");
+            }
+        }
     }
 
     /// The driver writes `device_status`.
@@ -270,10 +304,20 @@ impl PciFunction for VirtioPci {
     }
 
     fn bar_moved(&mut self, bar: u8, base: Option<u64>) {
-        if bar == Self::BAR {
-            self.base = base;
-            self.bind_doorbells();
+        match bar {
+            Self::BAR => {
+                self.base = base;
+                self.bind_doorbells();
+            }
+            Self::SHARED_BAR => self.show_shared_memory(base),
+            _ => {}
         }
+    }
+    fn pause(&mut self) {
+        self.device.pause();
+    }
+    fn resume(&mut self) {
+        self.device.resume();
     }
 }
 

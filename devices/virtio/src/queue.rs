@@ -18,6 +18,7 @@ mod chain;
 mod counters;
 mod setup;
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -65,6 +66,15 @@ impl From<virtio_queue::Error> for QueueFault {
     fn from(source: virtio_queue::Error) -> Self {
         Self::Ring(source)
     }
+}
+
+/// How a round over a queue ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Round {
+    /// Nothing is left, and the driver kicks when there is more.
+    Empty,
+    /// Whoever served stopped.
+    Stopped,
 }
 
 /// One queue's rings at work.
@@ -136,6 +146,39 @@ impl VirtQueue {
             }
         }
         Err(QueueFault::Malformed { count: size })
+    }
+
+    /// Takes chains until there are no more and gives each to `serve`, which may stop the round.
+    /// While it goes on the driver need not kick; when it ends with [`Round::Empty`] the driver
+    /// will. After [`Round::Stopped`] the driver has not been asked to: whoever stopped comes back
+    /// by itself. The driver is not interrupted: see [`Self::notify`].
+    pub fn drain(
+        &mut self,
+        ram: &RamView,
+        mut serve: impl FnMut(&mut Self, Chain) -> Result<ControlFlow<()>, QueueFault>,
+    ) -> Result<Round, QueueFault> {
+        loop {
+            self.pause_kicks(ram)?;
+            while let Some(chain) = self.pop(ram)? {
+                if serve(self, chain)?.is_break() {
+                    return Ok(Round::Stopped);
+                }
+            }
+            // Chains that came between the last look and this bring no kick.
+            if !self.resume_kicks(ram)? {
+                return Ok(Round::Empty);
+            }
+        }
+    }
+
+    /// Notes that a request was answered with an error.
+    pub fn count_error(&self) {
+        QueueCounters::add(&self.counters.errors, 1);
+    }
+
+    /// Notes that a request has to wait.
+    pub fn count_stall(&self) {
+        QueueCounters::add(&self.counters.stalls, 1);
     }
 
     /// Makes the chain popped last available again, as if it had not been popped.

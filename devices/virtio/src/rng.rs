@@ -100,7 +100,7 @@ impl VirtioModel for Rng {
             device_type: DEVICE_TYPE,
             features: 0,
             queues: vec![QUEUE_SIZE],
-            config_len: 0,
+            ..Shape::default()
         }
     }
 

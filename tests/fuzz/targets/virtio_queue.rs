@@ -12,11 +12,11 @@ use libfuzzer_sys::fuzz_target;
 use testudo_bus::{
     Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
 };
-use testudo_memory::{RamHandle, RamView};
+use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
 use testudo_pci::PciFunction;
 use virtio_devices::{
     ActivateError, Activated, ActiveQueue, QueueFault, Queues, SavedState, Shape, VirtioModel,
-    VirtioPci,
+    VirtioPci, Wiring,
 };
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
@@ -51,6 +51,19 @@ impl Doorbell for Nothing {}
 
 struct Host;
 
+impl WindowGuard for Nothing {}
+
+impl GuestWindows for Host {
+    fn show(
+        &self,
+        _gpa: u64,
+        _window: &Arc<HostWindow>,
+        _readonly: bool,
+    ) -> io::Result<Box<dyn WindowGuard>> {
+        Ok(Box::new(Nothing::new()))
+    }
+}
+
 impl Msi for Host {
     fn vector(&self) -> Result<Box<dyn MsiVector>, IrqError> {
         Ok(Box::new(Nothing::new()))
@@ -81,6 +94,7 @@ impl VirtioModel for Eager {
             features: 0,
             queues: vec![16, 256],
             config_len: 8,
+            ..Shape::default()
         }
     }
     fn read_config(&self, _offset: u64, data: &mut [u8]) {
@@ -183,8 +197,13 @@ fuzz_target!(|data: &[u8]| {
     ram.write_slice(contents, GuestAddress(RAM_START))
         .expect("it fits");
     let model = Box::<Eager>::default();
-    let mut function =
-        VirtioPci::new(model, RamHandle::new(ram), &Host, Arc::new(Host)).expect("a device");
+    let wiring = Wiring {
+        ram: RamHandle::new(ram),
+        msi: &Host,
+        doorbells: Arc::new(Host),
+        windows: Arc::new(Host),
+    };
+    let mut function = VirtioPci::new(model, wiring).expect("a device");
     function.config_write(4, &[6, 0]);
     let steps = steps.as_chunks::<STEP>().0;
     let (before, after) = steps.split_at(steps.len() / 2);

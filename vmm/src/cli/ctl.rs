@@ -5,9 +5,12 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 use testudo_protocol::{
-    ConnectError, Connection, Failure, MessageError, Outcome, Request, ServerMessage, Verb,
+    ConnectError, Connection, Counters, Direction, Failure, LimitsSpec, MessageError, Outcome,
+    RateSpec, Request, ServerMessage, Verb,
 };
 use thiserror::Error;
+
+use crate::spec::ByteSize;
 
 /// Talk to a running virtual machine.
 #[derive(Debug, Args)]
@@ -20,7 +23,7 @@ pub struct CtlArgs {
 }
 
 /// What to ask for.
-#[derive(Debug, Clone, Copy, Subcommand)]
+#[derive(Debug, Clone, Subcommand)]
 pub enum CtlVerb {
     /// Describe the VM, as JSON.
     Info,
@@ -38,10 +41,85 @@ pub enum CtlVerb {
     Stop,
     /// Press the power button once.
     PowerButton,
-    /// What devices have counted, as JSON.
-    Counters,
+    /// What devices have counted.
+    Counters {
+        /// How to print it.
+        #[arg(long, value_enum, default_value_t = CountersFormat::Json)]
+        format: CountersFormat,
+    },
+    /// Make a disk this large, or tell the guest of what its block device has become.
+    ResizeDisk {
+        /// The disk.
+        id: String,
+        /// Its new size.
+        size: ByteSize,
+    },
+    /// Grow or shrink the guest's memory to this much.
+    ResizeMemory {
+        /// All of its memory.
+        size: ByteSize,
+    },
+    /// Take this much memory from the guest by its balloon.
+    Balloon {
+        /// Bytes in the balloon.
+        size: ByteSize,
+    },
+    /// Limit a disk or a network device; what is not named is not limited any more.
+    Limits(LimitsArgs),
     /// Print events, one JSON object a line, until the VM ends.
     Events,
+}
+
+/// Forms of counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum CountersFormat {
+    /// One JSON object by device and counter.
+    Json,
+    /// The text format that Prometheus reads.
+    Prometheus,
+}
+
+/// New limits of a device.
+#[derive(Debug, Clone, Args)]
+pub struct LimitsArgs {
+    /// The device.
+    pub id: String,
+    /// Which way, for a network device: `rx` to the guest, `tx` from it. Default: both.
+    #[arg(long, value_name = "rx|tx", value_parser = direction)]
+    pub direction: Option<Direction>,
+    /// Bytes a second.
+    #[arg(long, value_name = "SIZE")]
+    pub bw: Option<ByteSize>,
+    /// Bytes at once; default: a second's worth.
+    #[arg(long, value_name = "SIZE", requires = "bw")]
+    pub bw_burst: Option<ByteSize>,
+    /// Requests or packets a second.
+    #[arg(long, value_name = "N")]
+    pub iops: Option<u64>,
+    /// Requests or packets at once; default: a second's worth.
+    #[arg(long, value_name = "N", requires = "iops")]
+    pub iops_burst: Option<u64>,
+}
+
+fn direction(word: &str) -> Result<Direction, String> {
+    match word {
+        "rx" => Ok(Direction::Rx),
+        "tx" => Ok(Direction::Tx),
+        _ => Err("write rx or tx".to_owned()),
+    }
+}
+
+impl From<&LimitsArgs> for LimitsSpec {
+    fn from(args: &LimitsArgs) -> Self {
+        let rate = |per_second: Option<u64>, burst| {
+            per_second.map(|per_second| RateSpec { per_second, burst })
+        };
+        Self {
+            direction: args.direction,
+            bytes: rate(args.bw.map(|b| b.0), args.bw_burst.map(|b| b.0)),
+            ops: rate(args.iops, args.iops_burst),
+        }
+    }
 }
 
 /// The VM could not be asked, or did not do it.
@@ -70,7 +148,7 @@ impl CtlArgs {
         let connection = Connection::open(&self.socket)?;
         let request = Request {
             id: 1,
-            verb: self.verb.into(),
+            verb: (&self.verb).into(),
         };
         connection.send(&request.to_packet()?, &[])?;
         let following = matches!(self.verb, CtlVerb::Events);
@@ -93,7 +171,13 @@ impl CtlArgs {
                         Outcome::Failed(failure) => return Err(CtlError::Refused(failure)),
                         Outcome::Info(info) => writeln!(out, "{}", json(&info, true)?)?,
                         Outcome::Counters(counters) => {
-                            writeln!(out, "{}", json(&counters, true)?)?;
+                            let text = match self.verb {
+                                CtlVerb::Counters {
+                                    format: CountersFormat::Prometheus,
+                                } => prometheus(&counters),
+                                _ => json(&counters, true)? + "\n",
+                            };
+                            out.write_all(text.as_bytes())?;
                         }
                         Outcome::Done | Outcome::Ended(_) => {}
                     }
@@ -115,17 +199,69 @@ fn json(value: &impl serde::Serialize, pretty: bool) -> io::Result<String> {
     text.map_err(io::Error::other)
 }
 
-impl From<CtlVerb> for Verb {
-    fn from(verb: CtlVerb) -> Self {
+/// Counters in the text exposition format: one metric, labelled by device and counter.
+fn prometheus(counters: &Counters) -> String {
+    let mut text = String::from(
+        "# HELP testudo_device What a device of the VM has counted since it was made.\n\
+         # TYPE testudo_device untyped\n",
+    );
+    for (device, values) in counters {
+        for (name, value) in values {
+            let (queue, name) = match name.strip_prefix("queue").and_then(|n| n.split_once('.')) {
+                Some((queue, name)) => (format!(",queue=\"{queue}\""), name),
+                None => (String::new(), name.as_str()),
+            };
+            text.push_str(&format!(
+                "testudo_device{{device=\"{device}\"{queue},counter=\"{name}\"}} {value}\n"
+            ));
+        }
+    }
+    text
+}
+
+impl From<&CtlVerb> for Verb {
+    fn from(verb: &CtlVerb) -> Self {
         match verb {
             CtlVerb::Info => Self::Info,
             CtlVerb::Pause => Self::Pause,
             CtlVerb::Resume => Self::Resume,
-            CtlVerb::Shutdown { timeout } => Self::Shutdown { timeout_s: timeout },
+            CtlVerb::Shutdown { timeout } => Self::Shutdown {
+                timeout_s: *timeout,
+            },
+            CtlVerb::ResizeDisk { id, size } => Self::ResizeDisk {
+                id: id.clone(),
+                bytes: size.0,
+            },
+            CtlVerb::ResizeMemory { size } => Self::ResizeMemory { bytes: size.0 },
+            CtlVerb::Balloon { size } => Self::Balloon { bytes: size.0 },
+            CtlVerb::Limits(args) => Self::Limits {
+                id: args.id.clone(),
+                limits: args.into(),
+            },
             CtlVerb::Stop => Self::Stop,
             CtlVerb::PowerButton => Self::PowerButton,
-            CtlVerb::Counters => Self::Counters,
+            CtlVerb::Counters { .. } => Self::Counters,
             CtlVerb::Events => Self::Events,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prometheus_reads_counters_by_device_and_queue() {
+        let of_disk = [("queue0.chains".to_owned(), 7), ("size".to_owned(), 9)];
+        let counters = [("disk0".to_owned(), of_disk.into())].into();
+        let text = prometheus(&counters);
+        let lines: Vec<_> = text.lines().filter(|l| !l.starts_with('#')).collect();
+        assert_eq!(
+            lines,
+            [
+                r#"testudo_device{device="disk0",queue="0",counter="chains"} 7"#,
+                r#"testudo_device{device="disk0",counter="size"} 9"#,
+            ]
+        );
     }
 }

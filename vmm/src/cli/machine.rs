@@ -5,10 +5,11 @@ use std::io;
 use clap::Args;
 use thiserror::Error;
 
-use super::options::{Options, OptionsError, parse, switch};
+use crate::devices::RngConfig;
+use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
     AffinityConfig, BootConfig, ByteSize, Config, ConsoleConfig, CpusConfig, MemoryConfig, OnPanic,
-    OnReset, ParseError, Protocol, RngConfig, Seccomp, Source, Spec, SpecError, TopologyConfig,
+    OnReset, ParseError, Protocol, Seccomp, Source, Spec, SpecError, TopologyConfig,
 };
 
 /// A machine. Flags override what a configuration file says; every FILE may be `fd:N`, a
@@ -138,7 +139,7 @@ impl MachineArgs {
             config.memory = memory(argument)?;
         }
         if let Some(argument) = &self.rng {
-            config.rng = rng(argument)?;
+            config.rng = device("rng", argument, RngConfig::from_flag)?;
         }
         let cpus = &mut config.cpus;
         cpus.phys_bits = self.phys_bits.or(cpus.phys_bits);
@@ -280,38 +281,13 @@ fn memory(argument: &str) -> Result<MemoryConfig, ArgsError> {
     Ok(memory)
 }
 
-fn rng(argument: &str) -> Result<RngConfig, ArgsError> {
-    let flag = |source| ArgsError::Flag {
-        flag: "rng",
-        source,
-    };
-    let options = Options::new(argument);
-    let enabled = match options.value {
-        "on" => true,
-        "off" => false,
-        value => {
-            return Err(flag(OptionsError::First {
-                value: value.to_owned(),
-                argument: argument.to_owned(),
-                why: "write on or off".to_owned(),
-            }));
-        }
-    };
-    let mut rng = RngConfig {
-        enabled,
-        ..RngConfig::default()
-    };
-    options
-        .each("source and rate", |key, value| {
-            match key {
-                "source" => rng.source = Some(parse(value)?),
-                "rate" => rng.bytes_per_second = Some(parse(value)?),
-                _ => return Ok(false),
-            }
-            Ok(true)
-        })
-        .map_err(flag)?;
-    Ok(rng)
+/// A device's flag, read by its own reader.
+fn device<T>(
+    flag: &'static str,
+    argument: &str,
+    read: impl Fn(&str) -> Result<T, OptionsError>,
+) -> Result<T, ArgsError> {
+    read(argument).map_err(|source| ArgsError::Flag { flag, source })
 }
 
 #[cfg(test)]

@@ -2,7 +2,6 @@
 
 mod ctl;
 mod machine;
-mod options;
 
 use std::path::PathBuf;
 

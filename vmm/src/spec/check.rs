@@ -3,12 +3,15 @@
 use std::collections::BTreeSet;
 use std::num::NonZeroUsize;
 use std::os::fd::RawFd;
+use std::sync::Arc;
 
 use testudo_arch::x86_64::layout::{RAM_GRANULE, RAM_MAX, RAM_MIN};
 use testudo_arch::x86_64::topology::VCPUS_MAX;
 use testudo_arch::x86_64::{Topology, TopologyError};
 use testudo_memory::{Backing, HugePages, Prefault, Share};
 use thiserror::Error;
+
+use crate::devices::{self, BadDevice, DeviceSpec};
 
 use super::config::{Config, ConsoleConfig, CpusConfig, MemoryConfig};
 use super::{ByteSize, CpuList, CpuListError, OnPanic, OnReset, Protocol, Seccomp, Source};
@@ -31,8 +34,8 @@ pub struct Spec {
     pub memory: Memory,
     /// The serial port.
     pub console: ConsoleConfig,
-    /// The entropy device, if there is one.
-    pub rng: Option<Rng>,
+    /// Virtio devices in the order of their PCI slots.
+    pub(crate) devices: Vec<Arc<dyn DeviceSpec>>,
     /// Control socket.
     pub control: Option<Source>,
     /// The KVM device.
@@ -85,15 +88,6 @@ pub struct Memory {
     pub size: u64,
     /// How it is backed.
     pub backing: Backing,
-}
-
-/// The entropy device.
-#[derive(Debug, Clone)]
-pub struct Rng {
-    /// Where entropy comes from; `None` is getrandom(2).
-    pub source: Option<Source>,
-    /// Bytes per second; `None` is no limit.
-    pub bytes_per_second: Option<u64>,
 }
 
 /// The configuration does not describe a VM that can be built.
@@ -177,17 +171,9 @@ pub enum SpecError {
         /// What it cannot be at the same time.
         with: &'static str,
     },
-    /// A rate that never lets anything through.
-    #[error(
-        "rng: 0 bytes a second would never give the guest anything; leave the rate out, or turn the device off"
-    )]
-    RngRate,
-    /// An option of a device that is off.
-    #[error("rng: {key} has no effect while the device is off; remove it")]
-    RngOff {
-        /// The option.
-        key: &'static str,
-    },
+    /// A device.
+    #[error(transparent)]
+    Device(#[from] BadDevice),
     /// One descriptor under two names.
     #[error("fd:{fd} is named twice; pass one descriptor for each use")]
     FdTwice {
@@ -199,6 +185,7 @@ pub enum SpecError {
 impl Config {
     /// Checks everything the words alone can tell.
     pub fn check(self) -> Result<Spec, SpecError> {
+        let devices = devices::from_config(&self)?;
         let boot = self.boot.ok_or(SpecError::NoKernel)?;
         let spec = Spec {
             boot: Boot {
@@ -210,20 +197,7 @@ impl Config {
             cpus: cpus(&self.cpus)?,
             memory: memory(&self.memory)?,
             console: self.console,
-            rng: match (self.rng.enabled, self.rng.source, self.rng.bytes_per_second) {
-                (true, _, Some(ByteSize(0))) => return Err(SpecError::RngRate),
-                (true, source, rate) => Some(Rng {
-                    source,
-                    bytes_per_second: rate.map(|r| r.0),
-                }),
-                (false, Some(_), _) => return Err(SpecError::RngOff { key: "source" }),
-                (false, _, Some(_)) => {
-                    return Err(SpecError::RngOff {
-                        key: "bytes_per_second",
-                    });
-                }
-                (false, None, None) => None,
-            },
+            devices,
             control: self.control,
             kvm: self.kvm.unwrap_or_else(|| Source::Path("/dev/kvm".into())),
             on_reset: self.on_reset,
@@ -237,23 +211,26 @@ impl Config {
 
 impl Spec {
     fn each_fd_once(&self) -> Result<(), SpecError> {
-        let rng = self.rng.as_ref().and_then(|r| r.source.as_ref());
         let sources = [
             Some(&self.boot.kernel),
             self.boot.initrd.as_ref(),
-            rng,
             self.control.as_ref(),
             Some(&self.kvm),
         ];
+        let of_devices = self.devices.iter().flat_map(|device| device.sources());
         let console = match self.console {
             ConsoleConfig::Fd(fd) => Some(fd),
             _ => None,
         };
         let mut seen = BTreeSet::new();
-        let fds = sources.into_iter().flatten().filter_map(|s| match s {
-            Source::Fd(fd) => Some(*fd),
-            Source::Path(_) => None,
-        });
+        let fds = sources
+            .into_iter()
+            .flatten()
+            .chain(of_devices)
+            .filter_map(|s| match s {
+                Source::Fd(fd) => Some(*fd),
+                Source::Path(_) => None,
+            });
         for fd in fds.chain(console) {
             if !seen.insert(fd) {
                 return Err(SpecError::FdTwice { fd });
@@ -388,7 +365,7 @@ mod tests {
         assert_eq!(spec.cpus.topology.vcpus(), 1);
         assert_eq!(spec.memory.size, 256 << 20);
         assert_eq!(spec.memory.backing.huge, HugePages::Transparent);
-        assert!(spec.rng.is_some());
+        assert_eq!(spec.devices.len(), 1, "an entropy device");
         assert_eq!(spec.kvm.to_string(), "/dev/kvm");
     }
 

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ByteSize, Source};
+use crate::devices::RngConfig;
 
 /// A virtual machine, as a configuration file describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -208,28 +209,6 @@ impl From<ConsoleConfig> for String {
             ConsoleConfig::File(path) => format!("file:{}", path.display()),
             ConsoleConfig::Unix(path) => format!("unix:{}", path.display()),
             ConsoleConfig::Fd(fd) => format!("fd:{fd}"),
-        }
-    }
-}
-
-/// The entropy device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-pub struct RngConfig {
-    /// Whether the guest has one.
-    pub enabled: bool,
-    /// Where entropy comes from; default: the host kernel's getrandom(2).
-    pub source: Option<Source>,
-    /// At most this many bytes a second; default: no limit.
-    pub bytes_per_second: Option<ByteSize>,
-}
-
-impl Default for RngConfig {
-    fn default() -> Self {
-        Self {
-            enabled: true,
-            source: None,
-            bytes_per_second: None,
         }
     }
 }

@@ -6,10 +6,10 @@ mod cpulist;
 mod size;
 mod source;
 
-pub use check::{Affinity, Boot, Cpus, Memory, Rng, Spec, SpecError};
+pub use check::{Affinity, Boot, Cpus, Memory, Spec, SpecError};
 pub use config::{
     AffinityConfig, BootConfig, Config, ConsoleConfig, ConsoleError, CpusConfig, MemoryConfig,
-    OnPanic, OnReset, ParseError, Protocol, RngConfig, Seccomp, TopologyConfig,
+    OnPanic, OnReset, ParseError, Protocol, Seccomp, TopologyConfig,
 };
 pub use cpulist::{CpuList, CpuListError};
 pub use size::{ByteSize, SizeError};

@@ -9,6 +9,8 @@ use crate::model::Shape;
 
 pub(super) const BAR: u8 = 0;
 pub(super) const BAR_SIZE: u64 = 0x8000;
+/// The BAR in which a shared memory region is.
+pub(super) const SHARED_BAR: u8 = 2;
 /// One vector per queue and one for configuration must fit the table's page.
 pub(super) const MAX_QUEUES: usize = 255;
 
@@ -29,6 +31,7 @@ const CFG_NOTIFY: u8 = 2;
 const CFG_ISR: u8 = 3;
 const CFG_DEVICE: u8 = 4;
 const CFG_PCI: u8 = 5;
+const CFG_SHARED_MEMORY: u8 = 8;
 
 const VENDOR: u16 = 0x1af4;
 /// Device ids of modern devices start here (virtio 1.2 §4.1.2).
@@ -100,6 +103,35 @@ fn structure(kind: u8, offset: u32, length: u32, more: &[u8]) -> Capability {
     Capability::vendor(&payload, &[])
 }
 
+/// A region that fills its BAR (virtio 1.2 §4.1.4.7): offset and length have high halves.
+fn shared_memory(id: u8, length: u64) -> Capability {
+    let [a, b, c, d, e, f, g, h] = length.to_le_bytes();
+    let payload = [
+        CFG_SHARED_MEMORY,
+        SHARED_BAR,
+        id,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        a,
+        b,
+        c,
+        d,
+        0,
+        0,
+        0,
+        0,
+        e,
+        f,
+        g,
+        h,
+    ];
+    Capability::vendor(&payload, &[])
+}
+
 /// The access window: BAR, offset, length and data are the guest's to write.
 fn access_window() -> Capability {
     let payload = [CFG_PCI, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -129,6 +161,15 @@ pub(super) fn config_space(
         wide: true,
         prefetchable: true,
     })?;
+    if let Some(shared) = &shape.shared_memory {
+        config.add_bar(Bar {
+            index: SHARED_BAR,
+            size: shared.window.len(),
+            wide: true,
+            prefetchable: true,
+        })?;
+        config.add_capability(&shared_memory(shared.id, shared.window.len()))?;
+    }
     msix.add_capability(
         &mut config,
         BarOffset {

@@ -2,8 +2,8 @@ use testudo_bus::{Bus, Range};
 use testudo_pci::{Bdf, Segment, fuzz};
 
 use super::*;
-use crate::driver::{Driver, FakeDoorbells, FakeMsi, reg};
-use crate::model::{ActivateError, Activated, Queues, SavedState, Shape};
+use crate::driver::{Driver, FakeDoorbells, FakeMsi, FakeWindows, reg};
+use crate::model::{ActivateError, Activated, Queues, SavedState, Shape, SharedMemory};
 use crate::signal::DeviceEvents;
 
 const LOW: u64 = 0xc000_0000;
@@ -20,6 +20,7 @@ struct Still {
     device: Arc<std::sync::Mutex<Option<DeviceEvents>>>,
     refuse: bool,
     stops: Arc<AtomicU8>,
+    shared_memory: Option<SharedMemory>,
 }
 
 impl VirtioModel for Still {
@@ -30,6 +31,8 @@ impl VirtioModel for Still {
             features: 1 << 5,
             queues: vec![16, 32],
             config_len: 12,
+            shared_memory: self.shared_memory.clone(),
+            ..Shape::default()
         }
     }
     fn read_config(&self, offset: u64, data: &mut [u8]) {
@@ -103,6 +106,45 @@ fn identity_and_capabilities_are_the_specifications() {
             (5, 0, 0)
         ]
     );
+}
+
+/// Shared memory is where the guest has put BAR 2, and nowhere while that is off.
+#[test]
+fn shared_memory_follows_its_bar() {
+    let window = Arc::new(testudo_memory::HostWindow::reserve(1 << 20).unwrap());
+    let model = Still {
+        shared_memory: Some(SharedMemory { id: 3, window }),
+        ..Still::default()
+    };
+    let driver = Driver::new(|_| Box::new(model));
+    let windows = driver.windows.clone();
+    let config = driver.function.config();
+    let mut at = u16::from(config.get_u8(0x34));
+    while config.get_u8(at) != 9 || config.get_u8(at + 3) != 8 {
+        at = u16::from(config.get_u8(at + 1));
+        assert_ne!(at, 0, "no shared memory capability");
+    }
+    let head = [
+        config.get_u8(at + 2),
+        config.get_u8(at + 4),
+        config.get_u8(at + 5),
+    ];
+    assert_eq!(head, [24, 2, 3], "length, BAR, id");
+    let parts = [8, 12, 16, 20].map(|field| config.get_u32(at + field));
+    assert_eq!(parts, [0, 1 << 20, 0, 0]);
+    let (mmio, segment, plugged) = plugged(driver.function);
+    segment.config_write(BDF, 0x18, &0xc010_0000_u32.to_le_bytes());
+    segment.config_write(BDF, 0x1c, &0_u32.to_le_bytes());
+    assert_eq!(windows.shown(), []);
+    segment.config_write(BDF, 4, &[2, 0]);
+    assert_eq!(windows.shown(), [(0xc010_0000, 1 << 20)]);
+    segment.config_write(BDF, 0x18, &0xc020_0000_u32.to_le_bytes());
+    assert_eq!(windows.shown(), [(0xc020_0000, 1 << 20)]);
+    let mut data = [0];
+    mmio.read(0xc020_0000, &mut data);
+    assert_eq!(data, [0xff], "an access that misses the memory");
+    drop(plugged);
+    assert_eq!(windows.shown(), []);
 }
 
 #[test]
@@ -247,9 +289,12 @@ fn too_many_queues_are_refused() {
     let make = |queues| {
         VirtioPci::new(
             Box::new(Wide(queues)),
-            RamHandle::new(crate::driver::ram()),
-            &FakeMsi::default(),
-            Arc::new(FakeDoorbells::default()),
+            Wiring {
+                ram: RamHandle::new(crate::driver::ram()),
+                msi: &FakeMsi::default(),
+                doorbells: Arc::new(FakeDoorbells::default()),
+                windows: Arc::new(FakeWindows::default()),
+            },
         )
     };
     assert!(matches!(

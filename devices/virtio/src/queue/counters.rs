@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::model::Shape;
+
 /// One queue's counters since the device was made.
 #[derive(Debug, Default)]
 pub struct QueueCounters {
@@ -18,6 +20,8 @@ pub struct QueueCounters {
     pub interrupts: AtomicU64,
     /// Interrupts the driver did not want.
     pub suppressed: AtomicU64,
+    /// Requests that were answered with an error.
+    pub errors: AtomicU64,
     /// Times a chain had to wait: a rate limit, or a backend that was not ready.
     pub stalls: AtomicU64,
 }
@@ -28,7 +32,7 @@ impl QueueCounters {
     }
 
     /// All of them by name.
-    pub fn read(&self) -> [(&'static str, u64); 7] {
+    pub fn read(&self) -> [(&'static str, u64); 8] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("chains", get(&self.chains)),
@@ -37,6 +41,7 @@ impl QueueCounters {
             ("bytes_out", get(&self.bytes_out)),
             ("interrupts", get(&self.interrupts)),
             ("suppressed", get(&self.suppressed)),
+            ("errors", get(&self.errors)),
             ("stalls", get(&self.stalls)),
         ]
     }
@@ -49,13 +54,30 @@ pub struct DeviceCounters {
     pub name: &'static str,
     /// One per queue, by queue number.
     pub queues: Vec<Arc<QueueCounters>>,
+    /// What the model counts beside them.
+    pub gauges: Vec<(&'static str, Arc<AtomicU64>)>,
 }
 
 impl DeviceCounters {
-    pub(crate) fn new(name: &'static str, queues: usize) -> Self {
+    pub(crate) fn new(shape: &Shape) -> Self {
         Self {
-            name,
-            queues: (0..queues).map(|_| Arc::default()).collect(),
+            name: shape.name,
+            queues: shape.queues.iter().map(|_| Arc::default()).collect(),
+            gauges: shape.gauges.clone(),
         }
+    }
+
+    /// All of them by name; those of queue N as `queueN.name`.
+    pub fn read(&self) -> Vec<(String, u64)> {
+        let of_queues = self.queues.iter().enumerate().flat_map(|(number, queue)| {
+            queue
+                .read()
+                .map(|(name, value)| (format!("queue{number}.{name}"), value))
+        });
+        let gauges = self
+            .gauges
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), value.load(Ordering::Relaxed)));
+        of_queues.chain(gauges).collect()
     }
 }

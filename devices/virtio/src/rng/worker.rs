@@ -1,5 +1,6 @@
 //! The generator's worker: runs in the I/O thread, owns the queue between start and stop.
 
+use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
@@ -9,7 +10,7 @@ use vm_memory::GuestAddressSpace;
 use super::{KICK_BUDGET, REQUEST_LIMIT, Source};
 use crate::limit::{RateLimit, TokenBucket};
 use crate::model::ActiveQueue;
-use crate::queue::{Chain, QueueFault};
+use crate::queue::{Chain, QueueFault, VirtQueue};
 use crate::signal::DeviceEvents;
 use crate::timer::Timer;
 
@@ -58,7 +59,7 @@ impl Throttle {
 
 /// What ended a pass over the queue.
 enum Pass {
-    /// The queue is empty and the driver will kick.
+    /// There is nothing more, and the driver will kick.
     Idle,
     /// There is more; others first.
     Yield,
@@ -95,72 +96,18 @@ impl Worker {
     fn pass(&mut self) -> Result<Pass, QueueFault> {
         let view = self.ram.memory();
         let ram: &RamView = &view;
+        let Self { source, queue, .. } = self;
         let mut budget = KICK_BUDGET;
-        let ended = loop {
-            self.queue.queue.pause_kicks(ram)?;
-            let ended = self.serve(ram, &mut budget)?;
-            // Chains that came between the last look and this bring no kick.
-            if !matches!(ended, Pass::Idle) || !self.queue.queue.resume_kicks(ram)? {
-                break ended;
-            }
-        };
-        self.queue.queue.notify(ram)?;
+        let mut ended = Pass::Idle;
+        queue.queue.drain(ram, |queue, chain| {
+            ended = source.serve(queue, ram, chain, &mut budget)?;
+            Ok(match ended {
+                Pass::Idle => ControlFlow::Continue(()),
+                Pass::Yield | Pass::Throttled => ControlFlow::Break(()),
+            })
+        })?;
+        queue.queue.notify(ram)?;
         Ok(ended)
-    }
-
-    fn serve(&mut self, ram: &RamView, budget: &mut u32) -> Result<Pass, QueueFault> {
-        while let Some(chain) = self.queue.queue.pop(ram)? {
-            let want = chain.writable_len().min(REQUEST_LIMIT);
-            let granted = match &mut self.source.throttle {
-                Some(throttle) => throttle.grant(want),
-                None => Some(want),
-            };
-            let Some(granted) = granted else {
-                self.queue.queue.undo_pop(chain);
-                return Ok(Pass::Throttled);
-            };
-            let written = self.fill(ram, &chain, granted);
-            if let Some(throttle) = &mut self.source.throttle {
-                let unused = granted.saturating_sub(written);
-                throttle.bucket.give_back(u64::from(unused));
-            }
-            self.queue.queue.push(ram, chain, written)?;
-            // A request costs something even if it asks for nothing.
-            *budget = budget.saturating_sub(written.max(LEAST));
-            if *budget == 0 {
-                return Ok(Pass::Yield);
-            }
-        }
-        Ok(Pass::Idle)
-    }
-
-    /// Writes up to `want` random bytes into `chain`; returns how many.
-    fn fill(&mut self, ram: &RamView, chain: &Chain, want: u32) -> u32 {
-        let mut piece = [0; PIECE];
-        let mut done = 0_u32;
-        while done < want {
-            let left = usize::try_from(want.saturating_sub(done)).unwrap_or(PIECE);
-            let Some(room) = piece.get_mut(..left.min(PIECE)) else {
-                break;
-            };
-            let read = match self.source.entropy.read(room) {
-                Ok(read) => read,
-                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
-                Err(e) => {
-                    if !std::mem::replace(&mut self.source.failed, true) {
-                        log::warn!("virtio-rng: the source of entropy fails: {e}");
-                    }
-                    0
-                }
-            };
-            let bytes = room.get(..read).unwrap_or_default();
-            let written = chain.write(ram, done, bytes).unwrap_or(0);
-            done = done.saturating_add(u32::try_from(written).unwrap_or(0));
-            if read == 0 || written < read {
-                break;
-            }
-        }
-        done
     }
 
     fn work(&mut self, ops: &mut EventOps<'_>) {
@@ -176,6 +123,69 @@ impl Worker {
                 let _ = ops.remove(Events::new(&*self.queue.kick, EventSet::IN));
             }
         }
+    }
+}
+
+impl Source {
+    /// Serves one request.
+    fn serve(
+        &mut self,
+        queue: &mut VirtQueue,
+        ram: &RamView,
+        chain: Chain,
+        budget: &mut u32,
+    ) -> Result<Pass, QueueFault> {
+        let want = chain.writable_len().min(REQUEST_LIMIT);
+        let granted = match &mut self.throttle {
+            Some(throttle) => throttle.grant(want),
+            None => Some(want),
+        };
+        let Some(granted) = granted else {
+            queue.undo_pop(chain);
+            return Ok(Pass::Throttled);
+        };
+        let written = self.fill(ram, &chain, granted);
+        if let Some(throttle) = &mut self.throttle {
+            let unused = granted.saturating_sub(written);
+            throttle.bucket.give_back(u64::from(unused));
+        }
+        queue.push(ram, chain, written)?;
+        // A request costs something even if it asks for nothing.
+        *budget = budget.saturating_sub(written.max(LEAST));
+        Ok(if *budget == 0 {
+            Pass::Yield
+        } else {
+            Pass::Idle
+        })
+    }
+
+    /// Writes up to `want` random bytes into `chain`; returns how many.
+    fn fill(&mut self, ram: &RamView, chain: &Chain, want: u32) -> u32 {
+        let mut piece = [0; PIECE];
+        let mut done = 0_u32;
+        while done < want {
+            let left = usize::try_from(want.saturating_sub(done)).unwrap_or(PIECE);
+            let Some(room) = piece.get_mut(..left.min(PIECE)) else {
+                break;
+            };
+            let read = match self.entropy.read(room) {
+                Ok(read) => read,
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(e) => {
+                    if !std::mem::replace(&mut self.failed, true) {
+                        log::warn!("virtio-rng: the source of entropy fails: {e}");
+                    }
+                    0
+                }
+            };
+            let bytes = room.get(..read).unwrap_or_default();
+            let written = chain.write(ram, done, bytes).unwrap_or(0);
+            done = done.saturating_add(u32::try_from(written).unwrap_or(0));
+            if read == 0 || written < read {
+                break;
+            }
+        }
+        done
     }
 }
 

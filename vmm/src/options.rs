@@ -1,12 +1,12 @@
-//! `VALUE,key=value,flag` arguments.
+//! `VALUE,key=value,flag` arguments of the command line.
 
 use thiserror::Error;
 
 /// An argument of the form `VALUE,key=value,flag`.
 #[derive(Debug)]
-pub(super) struct Options<'a> {
+pub(crate) struct Options<'a> {
     argument: &'a str,
-    pub(super) value: &'a str,
+    pub(crate) value: &'a str,
     rest: Vec<(&'a str, Option<&'a str>)>,
 }
 
@@ -48,7 +48,7 @@ pub enum OptionsError {
 }
 
 impl<'a> Options<'a> {
-    pub(super) fn new(argument: &'a str) -> Self {
+    pub(crate) fn new(argument: &'a str) -> Self {
         let mut parts = argument.split(',');
         let value = parts.next().unwrap_or_default();
         let rest = parts
@@ -64,20 +64,39 @@ impl<'a> Options<'a> {
         }
     }
 
+    /// The first part will not do.
+    pub(crate) fn bad_first(&self, why: &str) -> OptionsError {
+        OptionsError::First {
+            value: self.value.to_owned(),
+            argument: self.argument.to_owned(),
+            why: why.to_owned(),
+        }
+    }
+
+    /// An argument that is all keys, without a first part of its own.
+    pub(crate) fn keys(argument: &'a str) -> Self {
+        let mut options = Self::new(argument);
+        let first = std::mem::take(&mut options.value);
+        let first = match first.split_once('=') {
+            Some((key, value)) => (key, Some(value)),
+            None => (first, None),
+        };
+        options.rest.insert(0, first);
+        options
+    }
+
     /// The first part, read by `FromStr`.
-    pub(super) fn first<T: std::str::FromStr>(&self) -> Result<T, OptionsError>
+    pub(crate) fn first<T: std::str::FromStr>(&self) -> Result<T, OptionsError>
     where
         T::Err: std::fmt::Display,
     {
-        self.value.parse().map_err(|e: T::Err| OptionsError::First {
-            value: self.value.to_owned(),
-            argument: self.argument.to_owned(),
-            why: e.to_string(),
-        })
+        self.value
+            .parse()
+            .map_err(|e: T::Err| self.bad_first(&e.to_string()))
     }
 
     /// Calls `f` for each key; `f` answers whether it knew the key.
-    pub(super) fn each(
+    pub(crate) fn each(
         &self,
         known: &'static str,
         mut f: impl FnMut(&str, Option<&str>) -> Result<bool, String>,
@@ -102,7 +121,7 @@ impl<'a> Options<'a> {
 }
 
 /// Reads the value of a key; a key without one is an error.
-pub(super) fn parse<T: std::str::FromStr>(value: Option<&str>) -> Result<T, String>
+pub(crate) fn parse<T: std::str::FromStr>(value: Option<&str>) -> Result<T, String>
 where
     T::Err: std::fmt::Display,
 {
@@ -113,7 +132,7 @@ where
 }
 
 /// Reads a switch: alone or `on` is true, `off` is false.
-pub(super) fn switch(value: Option<&str>) -> Result<bool, String> {
+pub(crate) fn switch(value: Option<&str>) -> Result<bool, String> {
     match value {
         None | Some("on") => Ok(true),
         Some("off") => Ok(false),

@@ -1,0 +1,221 @@
+//! The guest's virtio devices: what a configuration asks for, what of the host they hold, and the
+//! models they become.
+//!
+//! ```text
+//!   Config ─check─▶ DeviceSpec ──open──▶ OpenDevice ──model──▶ VirtioModel on the board
+//!   (words)         (pure)               (host objects,        (one for each boot of the guest)
+//!                                         once, before the plan
+//!                                         is built; threads)
+//! ```
+//! Each kind of device has a file of its own, with its words, its check, its flag and its host half;
+//! [`from_config`] lists them. The control thread owns the open devices and [adjusts](Adjust) them.
+
+mod rng;
+
+use std::collections::BTreeSet;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+
+use testudo_arch::Span;
+use testudo_memory::{GuestWindows, RamHandle};
+use testudo_protocol::LimitsSpec;
+use thiserror::Error;
+use virtio_devices::{IoHandle, IoThread, SpawnError, VirtioModel};
+
+use crate::seccomp::{self, ThreadKind};
+use crate::spec::{Config, Seccomp, Source};
+
+pub use rng::RngConfig;
+
+/// Id of the device that grows and shrinks the guest's memory.
+pub(crate) const MEMORY: &str = "memory";
+/// Id of the balloon.
+pub(crate) const BALLOON: &str = "balloon";
+
+/// A device as it was asked for, checked as far as the words alone can tell.
+pub(crate) trait DeviceSpec: fmt::Debug + Send + Sync {
+    /// Its kind, as plans and `ctl info` show it: "virtio-blk".
+    fn kind(&self) -> &'static str;
+    /// Its name, one of its own among all devices of the machine.
+    fn id(&self) -> &str;
+    /// Files it names, none of which may be handed over twice.
+    fn sources(&self) -> Vec<&Source> {
+        Vec::new()
+    }
+    /// The room it needs in the guest's address space beside its registers.
+    fn space(&self) -> Result<Space, DeviceError> {
+        Ok(Space::default())
+    }
+    /// Opens what it needs of the host. Called once, before anything is built.
+    fn open(&self, host: &HostContext) -> Result<Box<dyn OpenDevice>, DeviceError>;
+}
+
+/// Room in the guest's address space, in bytes; 0 is none.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Space {
+    /// A shared memory region in a BAR: a power of two.
+    pub(crate) shared_memory: u64,
+    /// Memory of its own, outside of PCI.
+    pub(crate) guest_memory: u64,
+    /// Its alignment, a power of two, if there is any.
+    pub(crate) alignment: u64,
+}
+
+/// A device with everything it needs of the host. It outlives the board: a guest that boots again
+/// gets a new model of the same device.
+pub(crate) trait OpenDevice: Send {
+    /// The model for a board.
+    fn model(&self, place: &Place<'_>) -> Result<Box<dyn VirtioModel>, DeviceError>;
+    /// Changes something while the guest runs.
+    fn adjust(&self, what: &Adjust) -> Result<(), AdjustError> {
+        Err(AdjustError::Unsupported(what.verb()))
+    }
+}
+
+/// What can be changed of a running device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Adjust {
+    /// A disk's backing has, or shall have, so many bytes.
+    DiskSize(u64),
+    /// A virtio-mem device shall offer so many bytes.
+    Memory(u64),
+    /// A balloon shall hold so many bytes.
+    Balloon(u64),
+    /// Rate limits.
+    Limits(LimitsSpec),
+}
+
+impl Adjust {
+    fn verb(&self) -> &'static str {
+        match self {
+            Self::DiskSize(_) => "be resized",
+            Self::Memory(_) => "change the guest's memory",
+            Self::Balloon(_) => "hold a balloon",
+            Self::Limits(_) => "be limited",
+        }
+    }
+}
+
+/// A device cannot be changed so.
+#[derive(Debug, Error)]
+pub(crate) enum AdjustError {
+    /// No device of this kind can.
+    #[error("such a device cannot {0}")]
+    Unsupported(&'static str),
+    /// This value cannot be.
+    #[error("{0}")]
+    Value(String),
+    /// The host did not do it.
+    #[error("{what}")]
+    Host {
+        /// What was tried.
+        what: &'static str,
+        /// The host's answer.
+        #[source]
+        source: Box<dyn StdError + Send + Sync>,
+    },
+}
+
+/// What a device may use of the process it is opened in.
+pub(crate) struct HostContext {
+    pub(crate) seccomp: Seccomp,
+}
+
+impl HostContext {
+    /// A thread for workers, under the system call filter of its kind.
+    pub(crate) fn thread(&self, name: &str, kind: ThreadKind) -> Result<IoThread, SpawnError> {
+        let mode = self.seccomp;
+        IoThread::spawn(name, move || {
+            seccomp::apply(kind, mode).map_err(std::io::Error::other)
+        })
+    }
+}
+
+/// Where a model is to work.
+pub(crate) struct Place<'a> {
+    /// Guest RAM.
+    pub(crate) ram: RamHandle,
+    /// The thread that serves devices without one of their own.
+    pub(crate) io: IoHandle,
+    /// Shows memory to the guest.
+    pub(crate) windows: &'a Arc<dyn GuestWindows>,
+    /// The room the plan gave to [`Space::guest_memory`].
+    pub(crate) memory: Option<Span>,
+}
+
+/// A device could not be had.
+#[derive(Debug, Error)]
+#[error("{kind} {id}")]
+pub struct DeviceError {
+    kind: &'static str,
+    id: String,
+    #[source]
+    source: Box<dyn StdError + Send + Sync>,
+}
+
+impl DeviceError {
+    /// `source` happened to `device`.
+    pub(crate) fn new(
+        device: &dyn DeviceSpec,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self {
+            kind: device.kind(),
+            id: device.id().to_owned(),
+            source: source.into(),
+        }
+    }
+}
+
+/// The words do not make a device.
+#[derive(Debug, Error, PartialEq, Eq)]
+#[error("{id}: {why}")]
+pub struct BadDevice {
+    id: String,
+    why: String,
+}
+
+impl BadDevice {
+    pub(crate) fn new(id: &str, why: impl Into<String>) -> Self {
+        Self {
+            id: id.to_owned(),
+            why: why.into(),
+        }
+    }
+}
+
+/// The devices of a configuration, in the order of their PCI slots.
+pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, BadDevice> {
+    let mut list = List::default();
+    list.add(config.rng.check()?)?;
+    Ok(list.devices)
+}
+
+#[derive(Default)]
+struct List {
+    devices: Vec<Arc<dyn DeviceSpec>>,
+    ids: BTreeSet<String>,
+}
+
+impl List {
+    fn add(&mut self, device: Option<impl DeviceSpec + 'static>) -> Result<(), BadDevice> {
+        let Some(device) = device else {
+            return Ok(());
+        };
+        let id = device.id();
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+        if id.is_empty() || id.len() > 64 || !id.chars().all(plain) {
+            let why = "an id has 1 to 64 letters, digits, dots, dashes and underscores";
+            return Err(BadDevice::new(id, why));
+        }
+        if !self.ids.insert(id.to_owned()) {
+            return Err(BadDevice::new(
+                id,
+                "two devices have this id; give each its own with id=…",
+            ));
+        }
+        self.devices.push(Arc::new(device));
+        Ok(())
+    }
+}
