@@ -33,7 +33,7 @@ pub use model::{
 pub use pci::{VirtioPci, VirtioPciError, Wiring};
 pub use queue::{
     Buffer, Chain, ChainError, CheckedQueue, DeviceCounters, MalformedChain, QueueCounters,
-    QueueFault, QueueRegisters, QueueSetupError, Round, VirtQueue,
+    QueueFault, QueueRegisters, QueueSetupError, RingAreas, Round, VirtQueue,
 };
 pub use rng::{Entropy, Rng};
 pub use signal::{DeviceEvents, Interrupts, QueueInterrupt};

@@ -77,6 +77,18 @@ pub enum Round {
     Stopped,
 }
 
+/// A queue's three areas: guest-physical address and bytes, all in guest RAM when the queue was
+/// checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RingAreas {
+    /// Descriptor area.
+    pub descriptors: (GuestAddress, usize),
+    /// Driver area (available ring).
+    pub driver: (GuestAddress, usize),
+    /// Device area (used ring).
+    pub device: (GuestAddress, usize),
+}
+
 /// One queue's rings at work.
 pub struct VirtQueue {
     queue: Queue,
@@ -183,10 +195,16 @@ impl VirtQueue {
 
     /// Makes the chain popped last available again, as if it had not been popped.
     pub fn undo_pop(&mut self, chain: Chain) {
+        self.put_back(chain);
+        QueueCounters::add(&self.counters.stalls, 1);
+    }
+
+    /// As [`Self::undo_pop`] for a device that holds chains in stock and ends: nobody had to wait.
+    /// The chain popped last goes back first.
+    pub fn put_back(&mut self, chain: Chain) {
         drop(chain);
         self.queue.go_to_previous_position();
         self.in_flight = self.in_flight.saturating_sub(1);
-        QueueCounters::add(&self.counters.stalls, 1);
     }
 
     /// Returns a chain whose first `written` writable bytes the device filled.
@@ -236,6 +254,27 @@ impl VirtQueue {
     /// The next position to be looked at in the available ring, and to be filled in the used ring.
     pub fn positions(&self) -> (u16, u16) {
         (self.queue.next_avail(), self.queue.next_used())
+    }
+
+    /// Takes over from a data path outside of this process (vhost), which stopped with `next_avail`
+    /// to be looked at next and nothing in flight. What it put into the used ring is read from there.
+    /// Only for a queue with no chain in flight here either.
+    pub fn continue_at(&mut self, ram: &RamView, next_avail: u16) -> Result<(), QueueFault> {
+        let next_used = self.queue.used_idx(ram, Ordering::Acquire)?.0;
+        self.queue.set_next_avail(next_avail);
+        self.queue.set_next_used(next_used);
+        self.in_flight = 0;
+        Ok(())
+    }
+
+    /// Where the rings are, for a data path outside of this process.
+    pub fn areas(&self) -> RingAreas {
+        let [descriptors, driver, device] = setup::area_lengths(self.queue.size());
+        RingAreas {
+            descriptors: (GuestAddress(self.queue.desc_table()), descriptors),
+            driver: (GuestAddress(self.queue.avail_ring()), driver),
+            device: (GuestAddress(self.queue.used_ring()), device),
+        }
     }
 }
 

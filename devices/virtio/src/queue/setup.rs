@@ -74,7 +74,7 @@ pub enum QueueSetupError {
 pub struct CheckedQueue(Queue);
 
 /// Bytes of each area of a queue with `size` descriptors (virtio 1.2 §2.7), event fields included.
-fn area_lengths(size: u16) -> [usize; 3] {
+pub(super) fn area_lengths(size: u16) -> [usize; 3] {
     let size = usize::from(size);
     [
         size.saturating_mul(16),

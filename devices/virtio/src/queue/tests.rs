@@ -99,6 +99,46 @@ fn a_head_that_names_no_descriptor_is_a_fault() {
 }
 
 #[test]
+fn a_stock_of_chains_goes_back_in_order() {
+    let mut bench = Bench::new(4, 0);
+    for head in [3, 1, 2] {
+        bench.offer(head);
+    }
+    let first = bench.pop();
+    let stock = [bench.pop(), bench.pop()];
+    for chain in stock.into_iter().rev() {
+        bench.queue.put_back(chain);
+    }
+    assert_eq!(bench.queue.in_flight(), 1);
+    bench.push(first, 1);
+    let again = [bench.pop(), bench.pop()];
+    for chain in again {
+        bench.push(chain, 2);
+    }
+    let used = used_from(&bench.ram, &bench.areas, 0);
+    assert_eq!(used, [(3, 1), (1, 2), (2, 2)]);
+}
+
+/// A data path in the kernel used two chains while this process looked away.
+#[test]
+fn a_queue_goes_on_where_another_data_path_stopped() {
+    let mut bench = Bench::new(4, 0);
+    let areas = bench.queue.areas();
+    assert_eq!(areas.descriptors, (GuestAddress(bench.areas.desc), 64));
+    assert_eq!(areas.driver, (GuestAddress(bench.areas.avail), 14));
+    assert_eq!(areas.device, (GuestAddress(bench.areas.used), 38));
+    for head in 0..3 {
+        bench.offer(head);
+    }
+    put_u16(&bench.ram, bench.areas.used + 2, 2);
+    bench.queue.continue_at(&bench.ram, 2).unwrap();
+    assert_eq!(bench.queue.positions(), (2, 2));
+    let chain = bench.pop();
+    bench.push(chain, 7);
+    assert_eq!(used_from(&bench.ram, &bench.areas, 2), [(2, 7)]);
+}
+
+#[test]
 fn chains_may_return_out_of_order_and_lengths_are_clamped() {
     let mut bench = Bench::new(4, 0);
     bench.offer(2);
