@@ -285,6 +285,8 @@ impl Machine {
         let mut console = self.console();
         console.drain(DRAIN_PATIENCE);
         console.put_back();
+        drop(console);
+        self.files.devices.values().for_each(|device| device.end());
     }
 
     fn console(&self) -> MutexGuard<'_, Console> {

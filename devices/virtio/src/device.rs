@@ -402,6 +402,7 @@ impl VirtioDevice {
         if std::mem::take(&mut self.running) && self.paused.take().is_none() {
             drop(self.model.stop());
         }
+        self.model.reset();
         self.events = None;
         self.status = 0;
         self.accepted = 0;

@@ -96,6 +96,10 @@ pub trait VirtioModel: Send {
     /// `start` failed or was never called; then there are none.
     fn stop(&mut self) -> Queues;
 
+    /// The driver has reset the device, which is stopped: what the model kept for that driver beside
+    /// its queues ends here. A pause does not come by.
+    fn reset(&mut self) {}
+
     /// Whether its state can be saved.
     fn saved_state(&self) -> SavedState;
 }

@@ -71,6 +71,9 @@ pub(crate) trait OpenDevice: Send {
     fn adjust(&self, what: &Adjust) -> Result<(), AdjustError> {
         Err(AdjustError::Unsupported(what.verb()))
     }
+    /// The VM has ended, its vCPUs stand, and the process is about to exit without taking the device
+    /// apart: delivers what the guest had handed over, gives back what outlives the process.
+    fn end(&self) {}
 }
 
 /// What can be changed of a running device.
