@@ -132,7 +132,7 @@ impl VirtioDevice {
             })
             .collect();
         Ok(Self {
-            offered: shape.features | features::COMMON,
+            offered: shape.features | (features::COMMON & !shape.lacks),
             accepted: 0,
             device_feature_page: 0,
             driver_feature_page: 0,

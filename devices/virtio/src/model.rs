@@ -48,6 +48,8 @@ pub struct Shape {
     pub device_type: u16,
     /// Features of this device type; [`features::COMMON`] is added to them.
     pub features: u64,
+    /// Those of [`features::COMMON`] it does without: a data path elsewhere may not have them all.
+    pub lacks: u64,
     /// The largest size of each queue, each a power of two up to 32768.
     pub queues: Vec<u16>,
     /// Bytes of the device's own configuration space.

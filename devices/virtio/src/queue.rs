@@ -16,6 +16,7 @@
 
 mod chain;
 mod counters;
+mod reclaim;
 mod setup;
 
 use std::ops::ControlFlow;
@@ -56,6 +57,13 @@ pub enum QueueFault {
     Malformed {
         /// How many.
         count: u16,
+    },
+    /// Whoever served the queue before returned chains out of order, so nobody can tell which it
+    /// held.
+    #[error("{held} chains are lost: who held them did not return chains in order")]
+    Unordered {
+        /// How many.
+        held: u16,
     },
     /// The rings are out of reach or contradict themselves.
     #[error("the rings cannot be used")]
@@ -265,6 +273,12 @@ impl VirtQueue {
         self.queue.set_next_used(next_used);
         self.in_flight = 0;
         Ok(())
+    }
+
+    /// How many chains have been returned in all, as the used ring says: for a data path outside of
+    /// this process, which counts there.
+    pub fn used_index(&self, ram: &RamView) -> Result<u16, QueueFault> {
+        Ok(self.queue.used_idx(ram, Ordering::Acquire)?.0)
     }
 
     /// Where the rings are, for a data path outside of this process.
