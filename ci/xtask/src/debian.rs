@@ -172,6 +172,49 @@ fn lookup(package: &str) -> Result<Option<Resolved>> {
     }))
 }
 
+/// The versions that apt would install of these packages, one line each.
+pub fn versions(packages: &[&str]) -> Result<String> {
+    let ask = || {
+        let mut policy = Command::new("apt-cache");
+        policy.arg("policy").args(packages).env("LC_ALL", "C");
+        Ok::<_, anyhow::Error>(candidates(&sh::read(&mut policy)?))
+    };
+    let mut found = ask()?;
+    if found.len() < packages.len() {
+        update()?;
+        found = ask()?;
+    }
+    if let Some(missing) = packages
+        .iter()
+        .find(|p| !found.iter().any(|(name, _)| name == *p))
+    {
+        bail!("apt knows no package {missing}: is this Debian 12 with its main repository?");
+    }
+    found.sort();
+    let lines: Vec<String> = found
+        .iter()
+        .map(|(name, version)| format!("{name} {version}"))
+        .collect();
+    Ok(lines.join("\n"))
+}
+
+/// Package and candidate out of what `apt-cache policy` says.
+fn candidates(policy: &str) -> Vec<(String, String)> {
+    let mut name = "";
+    let mut found = Vec::new();
+    for line in policy.lines() {
+        if let Some(package) = line.strip_suffix(':').filter(|p| !p.starts_with(' ')) {
+            name = package;
+        } else if let Some(version) = line
+            .strip_prefix("  Candidate: ")
+            .filter(|v| *v != "(none)")
+        {
+            found.push((name.to_owned(), version.to_owned()));
+        }
+    }
+    found
+}
+
 /// For a meta package of the kernel (`linux-image-amd64`, `linux-source`), the package it stands for.
 fn real_package(package: &str, about: &str) -> Option<String> {
     let depends = field(about, "Depends")?;
@@ -228,6 +271,16 @@ mod tests {
         assert_eq!(
             real_package("acpica-tools", "Version: 1\nDepends: libc6\n"),
             None
+        );
+    }
+
+    #[test]
+    fn candidates_are_what_apt_would_install() {
+        let policy = "fio:\n  Installed: (none)\n  Candidate: 3.33-3\n  Version table:\n     3.33-3 500\n\
+                      gone:\n  Installed: 1\n  Candidate: (none)\n";
+        assert_eq!(
+            candidates(policy),
+            [("fio".to_owned(), "3.33-3".to_owned())]
         );
     }
 

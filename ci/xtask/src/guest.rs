@@ -1,11 +1,12 @@
 //! `cargo xtask guest …`: what VM tests and demos boot. Our kernel, Debian's stock cloud kernel in
-//! both of its forms, and the initramfs of `ci/guest/init`. Each is built once and then found in the
+//! both of its forms, the initramfs of `ci/guest/init`, and a Debian userland. Each is built once and then found in the
 //! [`Cache`]; what is printed on stdout are `name path` lines, for people and for scripts.
 
 mod initramfs;
 mod kernel;
 mod lz4;
 mod stock;
+mod userland;
 
 use std::path::PathBuf;
 
@@ -35,6 +36,9 @@ enum What {
         #[arg(long, value_parser = size)]
         pad: Option<u64>,
     },
+    /// Make a Debian userland with fio, iperf3, git, gcc and the like, and print where its disk image
+    /// and its folder are.
+    Userland,
 }
 
 pub fn run(args: &Args) -> Result<()> {
@@ -49,6 +53,11 @@ pub fn run(args: &Args) -> Result<()> {
                 (false, None) => Contents::Modules,
             };
             println!("initramfs {}", initramfs(&cache, contents)?.display());
+        }
+        What::Userland => {
+            let userland = userland(&cache)?;
+            println!("image {}", userland.image.display());
+            println!("folder {}", userland.folder.display());
         }
     }
     Ok(())
@@ -75,6 +84,19 @@ pub fn kernel(cache: &Cache) -> Result<Images> {
 /// Debian's kernel for clouds, as the distribution ships it.
 pub fn stock(cache: &Cache) -> Result<Images> {
     stock::fetch(cache)
+}
+
+/// A root file system in two forms with the same contents.
+pub struct Userland {
+    /// An EROFS image, for a read-only disk.
+    pub image: PathBuf,
+    /// A folder, for a shared file system.
+    pub folder: PathBuf,
+}
+
+/// The Debian userland for guests, made if it is not in the cache. A minute or two the first time.
+pub fn userland(cache: &Cache) -> Result<Userland> {
+    userland::build(cache)
 }
 
 /// What is in an initramfs besides the init.

@@ -22,6 +22,8 @@ const PACKAGES: &[(&str, &str)] = &[
     ("bc", "the guest kernel"),
     ("libelf-dev", "the guest kernel"),
     ("libssl-dev", "the guest kernel"),
+    ("mmdebstrap", "the guest userland"),
+    ("erofs-utils", "the guest userland"),
 ];
 
 /// `cargo xtask setup`

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
@@ -23,6 +24,10 @@ pub struct Images {
     pub initramfs: PathBuf,
     /// The same without modules, for ours.
     pub initramfs_bare: PathBuf,
+    /// A Debian userland, as a disk.
+    pub userland: PathBuf,
+    /// The same, as a folder.
+    pub userland_folder: PathBuf,
 }
 
 /// One kernel in both forms.
@@ -62,6 +67,7 @@ pub struct Ctx {
     /// Files to work with.
     pub images: Images,
     dir: tempfile::TempDir,
+    given: AtomicUsize,
     children: Mutex<Vec<SharedChild>>,
     consoles: Mutex<Vec<(String, Capture)>>,
 }
@@ -72,6 +78,7 @@ impl Ctx {
         Ok(Ctx {
             images,
             dir: tempfile::Builder::new().prefix("vm-test-").tempdir()?,
+            given: AtomicUsize::new(0),
             children: Mutex::default(),
             consoles: Mutex::default(),
         })
@@ -80,6 +87,12 @@ impl Ctx {
     /// A path in the test's own folder.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
+    }
+
+    /// A path in it that was not given out before.
+    pub(crate) fn new_path(&self, name: &str) -> PathBuf {
+        let n = self.given.fetch_add(1, Ordering::Relaxed);
+        self.path(&format!("{name}-{n}"))
     }
 
     /// The test's own folder.
@@ -100,6 +113,13 @@ impl Ctx {
     /// A VM with our kernel and the test initramfs, in which the init does this.
     pub fn guest(&self, orders: &str) -> Launch<'_> {
         Launch::guest(self, orders)
+    }
+
+    /// A VM with our kernel and a Debian userland on its first disk, in which bash runs this. It stops
+    /// at the first command that fails, which fails the test as soon as facts are asked for; `fact KEY
+    /// VALUE` tells one. It ends with a power-off.
+    pub fn script(&self, script: &str) -> Launch<'_> {
+        Launch::guest(self, "script").script(script)
     }
 
     /// The bare command line of the VMM.

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use testudo_lab::cpio::Cpio;
+
 use crate::capture::Capture;
 use crate::context::{Ctx, Kernel};
 use crate::outcome::Verdict;
@@ -17,6 +19,8 @@ use crate::running::{Finished, Running};
 const DEFAULT_LIMIT: Duration = Duration::from_secs(120);
 /// `nobody`, on every Linux.
 const NOBODY: u32 = 65534;
+/// Enough for a userland's programs and what they write, which stays in memory.
+const SCRIPT_MEMORY: &str = "512M";
 
 /// A start in preparation.
 pub struct Launch<'a> {
@@ -37,6 +41,33 @@ struct Guest {
     kernel: OsString,
     initrd: Option<OsString>,
     cmdline: String,
+    /// For bash in the Debian userland.
+    script: Option<String>,
+}
+
+impl Guest {
+    /// Makes what a script needs: its disk, memory to work with, and an initramfs that holds it. The
+    /// kernel unpacks archives one after the other.
+    fn bring_script(&mut self, ctx: &Ctx, args: &mut Vec<OsString>) -> Verdict {
+        let (Some(script), Some(initrd)) = (&self.script, &mut self.initrd) else {
+            return Ok(());
+        };
+        let mut disk = OsString::from("path=");
+        disk.push(&ctx.images.userland);
+        disk.push(",ro");
+        let mut first = vec![OsString::from("--disk"), disk];
+        if !args.iter().any(|a| a == "--memory") {
+            first.extend(["--memory", SCRIPT_MEMORY].map(OsString::from));
+        }
+        // Behind `run`, before the test's own disks.
+        args.splice(1..1, first);
+        let mut cpio = Cpio::new(std::fs::read(&initrd)?);
+        cpio.file("script", 0o755, script.as_bytes())?;
+        let path = ctx.new_path("initramfs");
+        std::fs::write(&path, cpio.finish()?)?;
+        *initrd = path.into();
+        Ok(())
+    }
 }
 
 impl<'a> Launch<'a> {
@@ -60,6 +91,7 @@ impl<'a> Launch<'a> {
             kernel: ctx.kernel(Kernel::OwnBzimage).into(),
             initrd: Some(ctx.images.initramfs_bare.clone().into()),
             cmdline: format!("console=ttyS0 quiet panic=-1 testudo.do={orders}"),
+            script: None,
         });
         launch
     }
@@ -124,6 +156,14 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// Gives the guest the Debian userland for its first disk, and this for the init's order `script`.
+    pub fn script(mut self, script: &str) -> Self {
+        if let Some(guest) = &mut self.guest {
+            guest.script = Some(script.to_owned());
+        }
+        self
+    }
+
     /// With a control socket in the test's folder.
     pub fn control(self) -> Self {
         let path = self.ctx.path("control");
@@ -172,6 +212,9 @@ impl<'a> Launch<'a> {
                 command
             }
         };
+        if let Some(guest) = &mut self.guest {
+            guest.bring_script(self.ctx, &mut self.args)?;
+        }
         command.args(&self.args);
         if let Some(guest) = &self.guest {
             command.arg("--kernel").arg(&guest.kernel);

@@ -38,6 +38,11 @@ impl Console {
         self.terminal.write_all(bytes)
     }
 
+    /// A standard stream for a child.
+    pub(crate) fn descriptor(&self) -> io::Result<File> {
+        self.terminal.try_clone()
+    }
+
     /// Returns when the last byte has left the UART: a machine that ends loses what is queued.
     pub(crate) fn drain(&mut self) {
         let _ = termios::tcdrain(self.terminal.as_fd());

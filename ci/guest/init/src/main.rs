@@ -17,6 +17,7 @@ mod modules;
 mod netlink;
 mod orders;
 mod port;
+mod userland;
 
 use std::io;
 use std::process::ExitCode;
@@ -86,6 +87,7 @@ fn carry_out(console: &mut Console, order: &Order) -> io::Result<()> {
             let lines = console.echo()?;
             console.fact("echo.lines", lines);
         }
+        Order::Script => userland::run_script(console)?,
         Order::Time => {}
         Order::Say(text) => console.line(text),
         Order::Sleep(ms) => std::thread::sleep(Duration::from_millis(*ms)),

@@ -45,6 +45,8 @@ pub(crate) enum Order {
     SerialFlood(u64),
     /// `echo`: sends each line of the console back, until `quit` or end of input.
     Echo,
+    /// `script`: enters the Debian userland of a disk and runs `/script` of the initramfs there.
+    Script,
     /// `time`: from here on the monotonic clock at each verb.
     Time,
     /// `say=TEXT`: prints it.
@@ -101,6 +103,7 @@ impl Order {
             "entropy" => plain(Order::Entropy),
             "serial-flood" => value?.parse().ok().map(Order::SerialFlood),
             "echo" => plain(Order::Echo),
+            "script" => plain(Order::Script),
             "time" => plain(Order::Time),
             "say" => Some(Order::Say(value?.to_owned())),
             "sleep" => value?.parse().ok().map(Order::Sleep),
@@ -185,11 +188,11 @@ mod tests {
     #[test]
     fn every_verb_is_reached_by_its_name() {
         let line = "testudo.do=facts,dmesg,dmesg=4,modules,msr,percpu,touch=16,rng,entropy,serial-flood=1,echo,\
-                    time,say=hi,sleep=5,sleep-forever,hang,port80=0x41,port80=7,wait-button,poweroff,\
+                    script,time,say=hi,sleep=5,sleep-forever,hang,port80=0x41,port80=7,wait-button,poweroff,\
                     reboot,reboot=acpi,reboot=kbd,reboot=triple,reboot=pci,triple-fault,panic,exit";
         let line = line.replace(char::is_whitespace, "");
         let all = parsed(&line);
-        assert_eq!(all.len(), 28);
+        assert_eq!(all.len(), 29);
         assert!(
             !all.iter().any(|o| matches!(o, Order::Unknown(_))),
             "{all:?}"

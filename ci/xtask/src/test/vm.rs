@@ -80,6 +80,10 @@ struct GuestKit {
     initramfs_bare: PathBuf,
     /// The same, padded to 2 MiB, for measurements.
     initramfs_2m: PathBuf,
+    /// A Debian userland, as a disk.
+    userland: PathBuf,
+    /// The same, as a folder.
+    userland_folder: PathBuf,
 }
 
 #[derive(Clone, Serialize)]
@@ -108,6 +112,7 @@ pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally
     if only.iter().all(|o| o == kvm::BATCH) && !only.is_empty() {
         return Ok(tally);
     }
+    let userland = guest::userland(cache)?;
     let guests = GuestKit {
         vmm: workspace::static_binary("testudo-vmm", "testudo-vmm", "release")?,
         own: guest::kernel(cache)?.into(),
@@ -115,6 +120,8 @@ pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally
         initramfs: guest::initramfs(cache, Contents::Modules)?,
         initramfs_bare: guest::initramfs(cache, Contents::Bare)?,
         initramfs_2m: guest::initramfs(cache, Contents::Padded(2 << 20))?,
+        userland: userland.image,
+        userland_folder: userland.folder,
     };
     let runner = workspace::static_binary("testudo-vm-tests", "vm-tests", "lab")?;
     for batch in batches(&runner)?.iter().filter(|b| wanted(&b.batch)) {

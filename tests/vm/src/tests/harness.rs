@@ -21,6 +21,7 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("harness::an_error_is_one_line", one_line),
     Test::new("harness::descriptors_are_inherited", descriptors),
     Test::new("harness::nobody_is_nobody", nobody),
+    Test::new("harness::a_script_comes_with_what_it_needs", script),
     Test::new("harness::a_late_reader_gets_all_of_it", late_reader),
 ];
 
@@ -114,6 +115,29 @@ fn nobody(ctx: &Ctx) -> Verdict {
         .as_nobody()
         .run()?
         .expect_line("65534")
+}
+
+fn script(ctx: &Ctx) -> Verdict {
+    let base = ctx.path("initramfs");
+    std::fs::write(&base, "BASE")?;
+    let launch = ctx.script("echo hello").program(Path::new("/bin/echo"));
+    let launch = launch.initrd_source(&base).args(["--disk", "path=own"]);
+    let said = launch.run()?.stdout;
+    ensure!(
+        said.starts_with("run --disk path=,ro --memory 512M --disk path=own --kernel"),
+        "started with {said}"
+    );
+    ensure!(said.contains("testudo.do=script"), "started with {said}");
+    let made = said
+        .split_whitespace()
+        .skip_while(|w| *w != "--initrd")
+        .nth(1)
+        .ok_or_else(|| Outcome::Failed(format!("no initramfs in {said}")))?;
+    let made = std::fs::read(made)?;
+    ensure!(made.starts_with(b"BASE070701"), "not one behind the other");
+    let text = String::from_utf8_lossy(&made).into_owned();
+    ensure!(text.contains("echo hello"), "the script is not in it");
+    Ok(())
 }
 
 fn late_reader(ctx: &Ctx) -> Verdict {
