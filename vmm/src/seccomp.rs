@@ -38,6 +38,8 @@ impl ThreadKind {
     pub const IO: Self = Self("io");
     /// Runs a vCPU.
     pub const VCPU: Self = Self("vcpu");
+    /// Serves a disk.
+    pub const BLK: Self = Self("blk");
 }
 
 /// A filter could not be applied.
@@ -129,7 +131,12 @@ mod tests {
 
     #[test]
     fn every_kind_has_a_profile() {
-        for kind in [ThreadKind::CTL, ThreadKind::IO, ThreadKind::VCPU] {
+        for kind in [
+            ThreadKind::CTL,
+            ThreadKind::IO,
+            ThreadKind::VCPU,
+            ThreadKind::BLK,
+        ] {
             assert!(kind.profile().is_some(), "{kind}");
         }
         assert_eq!(ThreadKind::from_name("io"), Some(ThreadKind::IO));

@@ -12,6 +12,7 @@
 //! ```
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+mod blk;
 mod device;
 mod limit;
 mod limiter;
@@ -23,6 +24,9 @@ mod signal;
 mod timer;
 mod worker;
 
+pub use blk::{
+    BackingError, Blk, Disk, DiskEngine, DiskError, DiskOptions, ResizeError, check_disk_kind,
+};
 pub use device::{DeviceError, Status, Transition, VirtioDevice};
 pub use limit::{RateLimit, TokenBucket};
 pub use limiter::Limits;

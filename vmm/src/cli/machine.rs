@@ -5,7 +5,7 @@ use std::io;
 use clap::Args;
 use thiserror::Error;
 
-use crate::devices::RngConfig;
+use crate::devices::{DiskConfig, RngConfig};
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
     AffinityConfig, BootConfig, ByteSize, Config, ConsoleConfig, CpusConfig, MemoryConfig, OnPanic,
@@ -49,6 +49,11 @@ pub struct MachineArgs {
     /// Entropy device: `on`, `off`, or `on,source=FILE,rate=BYTES_PER_SECOND`.
     #[arg(long, value_name = "on|off")]
     pub rng: Option<String>,
+    /// A disk: `path=FILE|fd=N[,ro][,direct][,queues=N][,threads=N][,id=NAME][,serial=TEXT]`
+    /// `[,bw=SIZE][,bw-burst=SIZE][,iops=N][,iops-burst=N][,engine=auto|io_uring|sync]`
+    /// `[,block-size=N][,physical-block-size=N][,cache=writeback|writethrough][,lock=off]`. May be repeated.
+    #[arg(long = "disk", value_name = "path=FILE")]
+    pub disks: Vec<String>,
     /// Control socket to listen on.
     #[arg(long, value_name = "PATH")]
     pub control: Option<Source>,
@@ -140,6 +145,9 @@ impl MachineArgs {
         }
         if let Some(argument) = &self.rng {
             config.rng = device("rng", argument, RngConfig::from_flag)?;
+        }
+        if !self.disks.is_empty() {
+            config.disks = devices("disk", &self.disks, DiskConfig::from_flag)?;
         }
         let cpus = &mut config.cpus;
         cpus.phys_bits = self.phys_bits.or(cpus.phys_bits);
@@ -288,6 +296,16 @@ fn device<T>(
     read: impl Fn(&str) -> Result<T, OptionsError>,
 ) -> Result<T, ArgsError> {
     read(argument).map_err(|source| ArgsError::Flag { flag, source })
+}
+
+/// A flag that may be repeated.
+fn devices<T>(
+    flag: &'static str,
+    arguments: &[String],
+    read: impl Fn(&str) -> Result<T, OptionsError>,
+) -> Result<Vec<T>, ArgsError> {
+    let all = arguments.iter().map(|one| device(flag, one, &read));
+    all.collect()
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@
 //! Each kind of device has a file of its own, with its words, its check, its flag and its host half;
 //! [`from_config`] lists them. The control thread owns the open devices and [adjusts](Adjust) them.
 
+mod disk;
 mod rng;
 
 use std::collections::BTreeSet;
@@ -26,6 +27,7 @@ use virtio_devices::{IoHandle, IoThread, SpawnError, VirtioModel};
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::{Config, Seccomp, Source};
 
+pub use disk::DiskConfig;
 pub use rng::RngConfig;
 
 /// Id of the device that grows and shrinks the guest's memory.
@@ -192,6 +194,9 @@ impl BadDevice {
 pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, BadDevice> {
     let mut list = List::default();
     list.add(config.rng.check()?)?;
+    for (number, disk) in config.disks.iter().enumerate() {
+        list.add(Some(disk.check(number)?))?;
+    }
     Ok(list.devices)
 }
 

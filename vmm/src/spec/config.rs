@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ByteSize, Source};
-use crate::devices::RngConfig;
+use crate::devices::{DiskConfig, RngConfig};
 
 /// A virtual machine, as a configuration file describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -24,6 +24,8 @@ pub struct Config {
     pub console: ConsoleConfig,
     /// The entropy device; on by default.
     pub rng: RngConfig,
+    /// Disks, in the order in which the guest finds them.
+    pub disks: Vec<DiskConfig>,
     /// Control socket: a path to bind, or `fd:N` for a listening `SOCK_SEQPACKET` socket.
     pub control: Option<Source>,
     /// The KVM device: a path, or `fd:N`. Default `/dev/kvm`.
