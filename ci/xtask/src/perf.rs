@@ -50,6 +50,12 @@ struct Boot {
     /// Measure this build of testudo-vmm. [default: release, static]
     #[arg(long, value_name = "FILE")]
     vmm: Option<PathBuf>,
+    /// Measure this Firecracker beside; Debian has no package of it.
+    #[arg(long, value_name = "FILE")]
+    firecracker: Option<PathBuf>,
+    /// Measure this Cloud Hypervisor beside; Debian has no package of it.
+    #[arg(long, value_name = "FILE")]
+    cloud_hypervisor: Option<PathBuf>,
     /// Set the lab's transparent huge pages: always (Debian's), madvise or never.
     #[arg(long)]
     thp: Option<String>,
@@ -68,6 +74,8 @@ struct Boot {
 struct Kit {
     vmm: Option<PathBuf>,
     qemu: Option<PathBuf>,
+    firecracker: Option<PathBuf>,
+    cloud_hypervisor: Option<PathBuf>,
     stock: Kernel,
     own: Option<Kernel>,
     initramfs: PathBuf,
@@ -98,6 +106,8 @@ impl Kit {
         files.push(self.initramfs.clone());
         files.extend(self.vmm.clone());
         files.extend(self.qemu.clone());
+        files.extend(self.firecracker.clone());
+        files.extend(self.cloud_hypervisor.clone());
         files
     }
 }
@@ -124,6 +134,8 @@ fn boot(args: &Boot) -> Result<ExitCode> {
             )?),
         },
         qemu: Path::new(QEMU).exists().then(|| PathBuf::from(QEMU)),
+        firecracker: absolute(args.firecracker.as_deref())?,
+        cloud_hypervisor: absolute(args.cloud_hypervisor.as_deref())?,
         stock: guest::stock(&cache)?.into(),
         own: match args.stock_only {
             true => None,
@@ -178,6 +190,10 @@ fn boot(args: &Boot) -> Result<ExitCode> {
     Ok(ExitCode::from(
         u8::try_from(outcome.status).unwrap_or(u8::MAX),
     ))
+}
+
+fn absolute(path: Option<&Path>) -> Result<Option<PathBuf>> {
+    Ok(path.map(std::path::absolute).transpose()?)
 }
 
 fn text(path: &Path) -> Result<String> {

@@ -21,6 +21,8 @@ pub(crate) enum Vmm {
     TestudoHugetlb,
     QemuMicrovm,
     QemuQ35,
+    Firecracker,
+    CloudHypervisor,
 }
 
 impl Vmm {
@@ -30,6 +32,8 @@ impl Vmm {
             Self::TestudoHugetlb => "testudo-vmm, hugetlb",
             Self::QemuMicrovm => "QEMU microvm",
             Self::QemuQ35 => "QEMU q35",
+            Self::Firecracker => "Firecracker",
+            Self::CloudHypervisor => "Cloud Hypervisor",
         }
     }
 }
@@ -62,16 +66,22 @@ impl Case {
         &self.program
     }
 
-    /// Its arguments; the guest's console goes to the file `console`.
-    pub(crate) fn arguments(&self, then: Then, console: &Path) -> Vec<String> {
-        let then = match then {
-            Then::PowerOff => "poweroff",
-            Then::Sleep => "sleep-forever",
+    /// Its arguments; the guest's console goes to the file `console`, or to stdout, which
+    /// [`Self::console_on_stdout`] says.
+    pub(crate) fn arguments(&self, then: Then, console: &Path) -> anyhow::Result<Vec<String>> {
+        let (options, then) = match (then, self.vmm) {
+            (Then::Sleep, _) => ("", "sleep-forever"),
+            // It has no power button to press: a guest ends by a reset.
+            (Then::PowerOff, Vmm::Firecracker) => (" reboot=k", "reboot=kbd"),
+            (Then::PowerOff, _) => ("", "poweroff"),
         };
-        let cmdline = format!("{CMDLINE} -- {then}");
+        let cmdline = format!("{CMDLINE}{options} -- {then}");
         let kernel = self.kernel.display().to_string();
         let initramfs = self.initramfs.display().to_string();
+        let config = console.with_extension("json");
         let console = format!("file:{}", console.display());
+        let cloud_hypervisor_size = format!("size={RAM_MIB}M");
+        let cloud_hypervisor_serial = console.replacen(':', "=", 1);
         let mut words: Vec<&str> = Vec::new();
         let size = match self.vmm {
             Vmm::TestudoHugetlb => format!("{RAM_MIB}M,hugepages=2M"),
@@ -118,8 +128,39 @@ impl Case {
                     words.extend(["-global", "apic-common.vapic=off"]);
                 }
             }
+            Vmm::CloudHypervisor => {
+                words.extend(["--kernel", &kernel, "--initramfs", &initramfs]);
+                words.extend(["--cmdline", &cmdline, "--cpus", "boot=1", "--memory"]);
+                words.extend([
+                    cloud_hypervisor_size.as_str(),
+                    "--serial",
+                    &cloud_hypervisor_serial,
+                ]);
+                words.extend(["--console", "off", "--rng", "src=/dev/urandom"]);
+            }
+            Vmm::Firecracker => {
+                let machine = serde_json::json!({
+                    "boot-source": {
+                        "kernel_image_path": kernel,
+                        "initrd_path": initramfs,
+                        "boot_args": cmdline,
+                    },
+                    "drives": [],
+                    "machine-config": { "vcpu_count": 1, "mem_size_mib": RAM_MIB },
+                });
+                std::fs::write(&config, machine.to_string())?;
+                let config = config.display().to_string();
+                return Ok(["--no-api", "--config-file", &config]
+                    .map(str::to_owned)
+                    .into());
+            }
         }
-        words.into_iter().map(str::to_owned).collect()
+        Ok(words.into_iter().map(str::to_owned).collect())
+    }
+
+    /// The VMM has no other place for the guest's console than its standard output.
+    pub(crate) fn console_on_stdout(&self) -> bool {
+        self.vmm == Vmm::Firecracker
     }
 }
 
@@ -135,6 +176,8 @@ pub(crate) fn all(kit: &Kit) -> Vec<Case> {
         (Vmm::TestudoHugetlb, &kit.vmm),
         (Vmm::QemuMicrovm, &kit.qemu),
         (Vmm::QemuQ35, &kit.qemu),
+        (Vmm::Firecracker, &kit.firecracker),
+        (Vmm::CloudHypervisor, &kit.cloud_hypervisor),
     ];
     let mut cases = Vec::new();
     for (vmlinux_name, bzimage_name, kernel) in kernels {

@@ -28,6 +28,12 @@ pub(crate) struct Kit {
     pub(crate) vmm: Option<PathBuf>,
     /// `qemu-system-x86_64`.
     pub(crate) qemu: Option<PathBuf>,
+    /// `firecracker`, if somebody has one.
+    #[serde(default)]
+    pub(crate) firecracker: Option<PathBuf>,
+    /// `cloud-hypervisor`, if somebody has one.
+    #[serde(default)]
+    pub(crate) cloud_hypervisor: Option<PathBuf>,
     /// Debian's cloud kernel.
     pub(crate) stock: Kernel,
     /// Our guest kernel.
@@ -64,6 +70,12 @@ impl Kit {
         };
         if let Some(vmm) = &mut self.vmm {
             stage(vmm, "testudo-vmm")?;
+        }
+        if let Some(firecracker) = &mut self.firecracker {
+            stage(firecracker, "firecracker")?;
+        }
+        if let Some(cloud_hypervisor) = &mut self.cloud_hypervisor {
+            stage(cloud_hypervisor, "cloud-hypervisor")?;
         }
         stage(&mut self.stock.bzimage, "stock-bzimage")?;
         stage(&mut self.stock.vmlinux, "stock-vmlinux")?;

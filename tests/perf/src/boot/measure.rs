@@ -204,10 +204,18 @@ fn pss(case: &Case, console: &Path) -> Result<u64> {
 fn spawn(case: &Case, then: Then, console: &Path) -> Result<Child> {
     let log = console.with_extension("stderr");
     let stderr = File::create(&log).with_context(|| format!("cannot create {}", log.display()))?;
+    let stdout = if case.console_on_stdout() {
+        let created = File::create(console);
+        created
+            .with_context(|| format!("cannot create {}", console.display()))?
+            .into()
+    } else {
+        Stdio::null()
+    };
     Command::new(case.program())
-        .args(case.arguments(then, console))
+        .args(case.arguments(then, console)?)
         .stdin(Stdio::null())
-        .stdout(Stdio::null())
+        .stdout(stdout)
         .stderr(stderr)
         .spawn()
         .with_context(|| format!("cannot start {}", case.program().display()))

@@ -137,7 +137,15 @@ impl Report {
                     .map_or_else(String::new, |b| (b / 1024).to_string()),
             )?;
         }
-        for q in QUOTED {
+        let measured = |vmm: &str| {
+            let mut names = self
+                .rows
+                .iter()
+                .filter(|r| r.times.is_some())
+                .map(|r| r.vmm);
+            names.any(|name| vmm.starts_with(name))
+        };
+        for q in QUOTED.iter().filter(|q| !measured(q.vmm)) {
             writeln!(
                 text,
                 "| {} (quoted) | {} | {} | | | | {} | | | |",
