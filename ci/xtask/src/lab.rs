@@ -82,6 +82,9 @@ pub struct Args {
     /// Huge pages of 2 MiB to set aside.
     #[arg(long, default_value_t = 0, value_name = "N")]
     hugepages: u64,
+    /// A further word of the lab's kernel command line. Repeatable.
+    #[arg(long = "kernel-arg", value_name = "WORD")]
+    kernel_args: Vec<String>,
     /// A file or folder to copy into the lab's memory before the command starts, with the libraries
     /// it needs: under --icount the clock leaps whenever the lab reads from this machine. Repeatable.
     #[arg(long, value_name = "PATH")]
@@ -121,6 +124,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         qemu_args: args.qemu_arg,
         icount: args.icount,
         hugepages: args.hugepages,
+        kernel_args: args.kernel_args,
         stage: staged(&args.stage)?,
         modules: args.module,
         timeout: Duration::from_secs(args.timeout),

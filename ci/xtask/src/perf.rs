@@ -59,6 +59,10 @@ struct Boot {
     /// Set the lab's transparent huge pages: always (Debian's), madvise or never.
     #[arg(long)]
     thp: Option<String>,
+    /// A further word of the lab's kernel command line: `init_on_alloc=0` makes a host that clears a
+    /// huge page once, as Linux does from 6.13 on. Repeatable.
+    #[arg(long = "kernel-arg", value_name = "WORD")]
+    kernel_args: Vec<String>,
     /// Folder for results. [default: out/perf/boot]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -175,6 +179,7 @@ fn boot(args: &Boot) -> Result<ExitCode> {
         icount: true,
         memory_mib: LAB_MIB,
         hugepages: HUGEPAGES,
+        kernel_args: args.kernel_args.clone(),
         stage,
         timeout: Duration::from_secs(args.timeout),
         ..LabSpec::new(root, out.path.clone(), command)

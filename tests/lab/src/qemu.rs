@@ -130,6 +130,10 @@ fn cmdline(spec: &LabSpec) -> String {
     if spec.hugepages > 0 {
         line.push_str(&format!(" hugepages={}", spec.hugepages));
     }
+    for word in &spec.kernel_args {
+        line.push(' ');
+        line.push_str(word);
+    }
     line
 }
 
@@ -211,5 +215,6 @@ mod tests {
     #[test]
     fn huge_pages_are_set_aside_at_boot() {
         assert!(line(|s| s.hugepages = 64).contains(" hugepages=64"));
+        assert!(line(|s| s.kernel_args = vec!["a=1".into(), "b".into()]).contains(" a=1 b"));
     }
 }

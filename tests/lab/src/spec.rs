@@ -82,6 +82,8 @@ pub struct LabSpec {
     pub devices: Vec<String>,
     /// Further QEMU arguments, as they are.
     pub qemu_args: Vec<String>,
+    /// Further words of the lab's kernel command line.
+    pub kernel_args: Vec<String>,
     /// Virtual time: one instruction is one nanosecond.
     pub icount: bool,
     /// Huge pages of 2 MiB to set aside at boot.
@@ -114,6 +116,7 @@ impl LabSpec {
             iommu: false,
             devices: Vec::new(),
             qemu_args: Vec::new(),
+            kernel_args: Vec::new(),
             icount: false,
             hugepages: 0,
             stage: Vec::new(),
