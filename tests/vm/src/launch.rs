@@ -43,6 +43,8 @@ struct Guest {
     cmdline: String,
     /// For bash in the Debian userland.
     script: Option<String>,
+    /// Names and contents of what the script finds in `/run/files`.
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl Guest {
@@ -63,6 +65,12 @@ impl Guest {
         args.splice(1..1, first);
         let mut cpio = Cpio::new(std::fs::read(&initrd)?);
         cpio.file("script", 0o755, script.as_bytes())?;
+        if !self.files.is_empty() {
+            cpio.dir("files")?;
+        }
+        for (name, data) in &self.files {
+            cpio.file(&format!("files/{name}"), 0o755, data)?;
+        }
         let path = ctx.new_path("initramfs");
         std::fs::write(&path, cpio.finish()?)?;
         *initrd = path.into();
@@ -92,6 +100,7 @@ impl<'a> Launch<'a> {
             initrd: Some(ctx.images.initramfs_bare.clone().into()),
             cmdline: format!("console=ttyS0 quiet panic=-1 testudo.do={orders}"),
             script: None,
+            files: Vec::new(),
         });
         launch
     }
@@ -160,6 +169,14 @@ impl<'a> Launch<'a> {
     pub fn script(mut self, script: &str) -> Self {
         if let Some(guest) = &mut self.guest {
             guest.script = Some(script.to_owned());
+        }
+        self
+    }
+
+    /// A file that the script finds as `/run/files/NAME`, executable.
+    pub fn script_file(mut self, name: &str, data: &[u8]) -> Self {
+        if let Some(guest) = &mut self.guest {
+            guest.files.push((name.to_owned(), data.to_owned()));
         }
         self
     }

@@ -2,15 +2,17 @@
 //!
 //! ```text
 //! /script          of the initramfs: an archive that the test has added to it
+//! /files           likewise: what the script finds in /run/files
 //! a block device   an EROFS image, known by its UUID, whatever its name
 //!     /lower       the image          /over   a tmpfs
 //!     /root        both, as an overlay; becomes /, for this process and the kernel's helpers
 //! ```
 //! Orders that follow the script are carried out in the new root.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
-use std::os::unix::fs::{FileExt, symlink};
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::fs::{FileExt, OpenOptionsExt, symlink};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
@@ -23,6 +25,7 @@ use crate::console::Console;
 use crate::facts;
 
 const SCRIPT: &str = "/script";
+const FILES: &str = "/files";
 const NEW: &str = "/root";
 /// `mkfs.erofs -U` of the recipe.
 const UUID: [u8; 16] = [
@@ -50,8 +53,21 @@ const COLDPLUG: &str =
 pub(crate) fn run_script(console: &mut Console) -> io::Result<()> {
     let script =
         fs::read(SCRIPT).map_err(|e| told(format_args!("the initramfs has no {SCRIPT}: {e}")))?;
+    let files = files()?;
     enter()?;
     fs::write("/run/script", script)?;
+    if !files.is_empty() {
+        make("/run/files")?;
+    }
+    for (name, data) in files {
+        let mut open = OpenOptions::new();
+        let mut file = open
+            .write(true)
+            .create_new(true)
+            .mode(0o755)
+            .open(Path::new("/run/files").join(name))?;
+        file.write_all(&data)?;
+    }
     fs::write("/run/prelude", PRELUDE)?;
     // A loopback gets its address from the kernel when it comes up (IFF_UP).
     let _ = fs::write("/sys/class/net/lo/flags", "0x1");
@@ -65,6 +81,21 @@ pub(crate) fn run_script(console: &mut Console) -> io::Result<()> {
     let status = script.env("BASH_ENV", "/run/prelude").status()?;
     console.line("SCRIPT end");
     ended(status)
+}
+
+/// Names and contents of the files that came with the script.
+fn files() -> io::Result<Vec<(OsString, Vec<u8>)>> {
+    let folder = match fs::read_dir(FILES) {
+        Ok(folder) => folder,
+        Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    folder
+        .map(|entry| {
+            let entry = entry?;
+            Ok((entry.file_name(), fs::read(entry.path())?))
+        })
+        .collect()
 }
 
 fn ended(status: ExitStatus) -> io::Result<()> {

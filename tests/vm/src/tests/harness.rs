@@ -122,6 +122,7 @@ fn script(ctx: &Ctx) -> Verdict {
     std::fs::write(&base, "BASE")?;
     let launch = ctx.script("echo hello").program(Path::new("/bin/echo"));
     let launch = launch.initrd_source(&base).args(["--disk", "path=own"]);
+    let launch = launch.script_file("data", b"of the test");
     let said = launch.run()?.stdout;
     ensure!(
         said.starts_with("run --disk path=,ro --memory 512M --disk path=own --kernel"),
@@ -137,6 +138,7 @@ fn script(ctx: &Ctx) -> Verdict {
     ensure!(made.starts_with(b"BASE070701"), "not one behind the other");
     let text = String::from_utf8_lossy(&made).into_owned();
     ensure!(text.contains("echo hello"), "the script is not in it");
+    ensure!(text.contains("of the test"), "its file is not in it");
     Ok(())
 }
 
