@@ -24,7 +24,6 @@ mod bars;
 mod case;
 mod kit;
 mod measure;
-mod memory;
 mod report;
 mod trace;
 
@@ -62,8 +61,8 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
     if let Some(thp) = &args.thp {
-        std::fs::write(report::THP, thp)
-            .with_context(|| format!("cannot write `{thp}` to {}", report::THP))?;
+        std::fs::write(testudo_perf::machine::THP, thp)
+            .with_context(|| format!("cannot write `{thp}` to {}", testudo_perf::machine::THP))?;
     }
     let wanted =
         |case: &Case| args.filter.is_empty() || args.filter.iter().any(|f| case.name().contains(f));

@@ -12,8 +12,8 @@ use serde::Serialize;
 
 use crate::case::{Case, RAM_MIB, Then};
 use crate::kit;
-use crate::memory;
 use crate::trace::{self, Event, Events, Trace};
+use testudo_perf::memory;
 
 /// A boot that takes longer hangs. In a lab with `--icount` this is virtual time, which leaps while
 /// the lab waits for a file of the emulating machine, so it is generous.

@@ -6,23 +6,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
+use testudo_perf::machine::Machine;
 
 use crate::bars::{self, QUOTED, ms};
 use crate::kit::Kit;
 use crate::measure::Row;
-
-/// The host's setting of transparent huge pages.
-pub(crate) const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-
-/// Facts of the machine that the figures are of.
-#[derive(Debug, Serialize)]
-struct Machine {
-    kernel: String,
-    cpu: String,
-    clocksource: String,
-    transparent_hugepages: String,
-    qemu: String,
-}
 
 /// Everything measured.
 #[derive(Debug, Serialize)]
@@ -33,47 +21,8 @@ pub(crate) struct Report {
 
 impl Report {
     pub(crate) fn new(kit: &Kit, rows: Vec<Row>) -> Self {
-        let read = |path: &str| {
-            fs::read_to_string(path)
-                .unwrap_or_default()
-                .trim()
-                .to_owned()
-        };
-        let cpu = read("/proc/cpuinfo")
-            .lines()
-            .find_map(|l| {
-                Some(
-                    l.strip_prefix("model name")?
-                        .split_once(':')?
-                        .1
-                        .trim()
-                        .to_owned(),
-                )
-            })
-            .unwrap_or_default();
-        let qemu = kit.qemu.as_ref().and_then(|qemu| {
-            let said = std::process::Command::new(qemu)
-                .arg("--version")
-                .output()
-                .ok()?;
-            Some(
-                String::from_utf8(said.stdout)
-                    .ok()?
-                    .lines()
-                    .next()?
-                    .to_owned(),
-            )
-        });
         Self {
-            machine: Machine {
-                kernel: read("/proc/sys/kernel/osrelease"),
-                cpu,
-                clocksource: read(
-                    "/sys/devices/system/clocksource/clocksource0/current_clocksource",
-                ),
-                transparent_hugepages: read(THP),
-                qemu: qemu.unwrap_or_default(),
-            },
+            machine: Machine::read(kit.qemu.as_deref()),
             rows,
         }
     }
@@ -96,12 +45,7 @@ impl Report {
     }
 
     fn table(&self, text: &mut String) -> std::fmt::Result {
-        let m = &self.machine;
-        writeln!(
-            text,
-            "\nHost: Linux {}, {}, clock {}, transparent huge pages {}, {}.\n",
-            m.kernel, m.cpu, m.clocksource, m.transparent_hugepages, m.qemu
-        )?;
+        writeln!(text, "\nHost: {}.\n", self.machine)?;
         writeln!(
             text,
             "| VMM | kernel | exec→first KVM_RUN | →kernel | →init | →exit | exec→exit | ratio | PSS KiB | binary KiB |\n\

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 /// PSS of process `pid` in KiB, without the guest's RAM, whose size is the guest's affair: runs of
 /// adjacent mappings that together have at least half its size. (A VMM may treat parts of guest RAM
 /// differently, which makes several mappings of it.)
-pub(crate) fn pss_without_guest_ram(pid: u32, guest_ram: u64) -> Result<u64> {
+pub fn pss_without_guest_ram(pid: u32, guest_ram: u64) -> Result<u64> {
     let path = format!("/proc/{pid}/smaps");
     let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
     Ok(sum(&text, guest_ram / 2 / 1024))
