@@ -55,7 +55,7 @@ pub struct Batch {
 }
 
 /// What runs in labs.
-pub const BATCHES: [Batch; 2] = [
+pub const BATCHES: [Batch; 3] = [
     Batch {
         batch: "boot",
         cpus: 1,
@@ -81,6 +81,14 @@ pub const BATCHES: [Batch; 2] = [
             ]
             .concat()
         },
+    },
+    Batch {
+        batch: "devices",
+        cpus: 1,
+        memory: "4G",
+        hugepages: 0,
+        timeout: 2400,
+        tests: || [tests::userland::TESTS].concat(),
     },
 ];
 
