@@ -86,7 +86,13 @@ pub struct Backing {
 const HUGE_ALIGN: usize = 2 << 20;
 
 /// One host mapping, aligned to 2 MiB (1 GiB pages: to 1 GiB).
-#[derive(Debug, Clone)]
+///
+/// ```text
+///   new ─▶ live ──retire──▶ retired ──revive──▶ live
+/// ```
+/// A retired mapping holds nothing of the host's; whoever still has its address touches memory that
+/// nobody else sees.
+#[derive(Debug)]
 pub(crate) struct HostMapping {
     pub(crate) addr: usize,
     pub(crate) size: usize,
@@ -151,16 +157,26 @@ impl HostMapping {
 
     /// Faults every page in, `threads` at a time in contiguous shares.
     pub(crate) fn prefault(&self, prefault: Prefault) -> io::Result<()> {
-        let share = self
-            .size
+        self.prefault_part(0, self.size, prefault)
+    }
+
+    /// Faults in `size` bytes at `offset`, which must lie within the mapping.
+    pub(crate) fn prefault_part(
+        &self,
+        offset: usize,
+        size: usize,
+        prefault: Prefault,
+    ) -> io::Result<()> {
+        let start = self.addr.saturating_add(offset);
+        let share = size
             .div_ceil(prefault.threads.get())
             .next_multiple_of(HUGE_ALIGN);
         thread::scope(|scope| {
-            let workers: Vec<_> = (0..self.size)
+            let workers: Vec<_> = (0..size)
                 .step_by(share)
                 .map(|offset| {
-                    let len = share.min(self.size.saturating_sub(offset));
-                    let addr = self.addr.saturating_add(offset);
+                    let len = share.min(size.saturating_sub(offset));
+                    let addr = start.saturating_add(offset);
                     scope.spawn(move || madvise(addr, len, libc::MADV_POPULATE_WRITE))
                 })
                 .collect();
@@ -173,11 +189,73 @@ impl HostMapping {
 
     /// Gives all pages back to the host; the addresses stay mapped and read as zeroes.
     pub(crate) fn discard(&self) -> io::Result<()> {
-        match &self.file {
-            Some(_) => madvise(self.addr, self.size, libc::MADV_REMOVE),
-            None => madvise(self.addr, self.size, libc::MADV_DONTNEED),
-        }
+        discard(self.addr, self.size, self.file.is_some())
     }
+
+    /// Gives everything back to the host: pages, the memfd, reserved huge pages. The addresses stay
+    /// mapped.
+    pub(crate) fn retire(&mut self) -> io::Result<()> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        map(self.addr, self.size, access, flags, -1)?;
+        self.file = None;
+        Ok(())
+    }
+
+    /// Makes a retired mapping guest RAM again, empty.
+    pub(crate) fn revive(&mut self, backing: &Backing) -> Result<(), RamError> {
+        let size = self.size as u64;
+        let host = |action| {
+            move |source| RamError::Host {
+                action,
+                size,
+                source,
+            }
+        };
+        let file = match backing.share {
+            Share::Private => None,
+            Share::Shared => Some(Arc::new(
+                memfd(size, backing.huge).map_err(host("create a memfd for"))?,
+            )),
+        };
+        let mut flags = libc::MAP_FIXED;
+        let fd = match &file {
+            Some(file) => {
+                flags |= libc::MAP_SHARED;
+                file.as_raw_fd()
+            }
+            None => {
+                flags |= libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+                -1
+            }
+        };
+        match (backing.huge.log2(), &file) {
+            (Some(log2), None) => flags |= libc::MAP_HUGETLB | (log2 << libc::MAP_HUGE_SHIFT),
+            (None, _) if !backing.reserve => flags |= libc::MAP_NORESERVE,
+            _ => {}
+        }
+        let access = libc::PROT_READ | libc::PROT_WRITE;
+        if let Err(source) = map(self.addr, self.size, access, flags, fd) {
+            // The kernel may have taken away what was there before it failed.
+            self.retire().map_err(host("map"))?;
+            return Err(match backing.huge.hugetlb() {
+                Some(page) => RamError::HugePages { size, page, source },
+                None => host("map")(source),
+            });
+        }
+        self.file = file;
+        self.advise(backing).map_err(host("advise"))
+    }
+}
+
+/// Gives the pages of a mapping's part back to the host; they read as zeroes afterwards.
+pub(crate) fn discard(addr: usize, len: usize, shared: bool) -> io::Result<()> {
+    let advice = if shared {
+        libc::MADV_REMOVE
+    } else {
+        libc::MADV_DONTNEED
+    };
+    madvise(addr, len, advice)
 }
 
 fn memfd(size: u64, huge: HugePages) -> io::Result<File> {

@@ -8,10 +8,12 @@
 //! Threads: the control thread alone adds and removes; any thread may take a view.
 
 mod backing;
+mod discard;
 mod ram;
 mod window;
 
 pub use backing::{Backing, HugePages, Prefault, Share};
+pub use discard::{Discarded, discard};
 pub use ram::{GuestRam, RamError, RamListener, RamRange};
 pub use window::{GuestWindows, HostWindow, WindowGuard};
 

@@ -1,5 +1,6 @@
 //! The ranges of guest RAM and those who must be told of them.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use vm_memory::{
     GuestRegionMmap,
 };
 
-use crate::backing::{Backing, HostMapping};
+use crate::backing::{Backing, HostMapping, Prefault};
 use crate::{RamHandle, RamView};
 
 /// Guest RAM could not be had, added or removed.
@@ -61,8 +62,8 @@ pub enum RamError {
         /// Bytes.
         size: u64,
     },
-    /// No range of guest RAM begins there.
-    #[error("no range of guest RAM begins at {gpa:#x}")]
+    /// No range of guest RAM is or begins there.
+    #[error("no range of guest RAM is at {gpa:#x}")]
     Absent {
         /// The guest-physical address named.
         gpa: u64,
@@ -128,12 +129,16 @@ pub trait RamListener: Send {
 struct Range {
     range: RamRange,
     mapping: HostMapping,
+    prefault: Option<Prefault>,
 }
 
 /// The guest's RAM: owned by the control thread, seen by others through views.
 pub struct GuestRam {
     handle: RamHandle,
     ranges: Vec<Range>,
+    /// Mappings of ranges that were removed, by guest-physical address: a range that comes and goes
+    /// uses the same addresses each time.
+    retired: BTreeMap<u64, HostMapping>,
     listeners: Vec<Box<dyn RamListener>>,
 }
 
@@ -149,6 +154,7 @@ impl GuestRam {
         Self {
             handle: GuestMemoryAtomic::new(GuestMemoryMmap::default()),
             ranges: Vec::new(),
+            retired: BTreeMap::new(),
             listeners: Vec::new(),
         }
     }
@@ -179,7 +185,40 @@ impl GuestRam {
         if !free {
             return Err(RamError::Overlap { gpa, size });
         }
-        let mapping = HostMapping::new(size, backing)?;
+        let mapping = match self.retired.remove(&gpa) {
+            Some(mut mapping) if mapping.size as u64 == size => match mapping.revive(backing) {
+                Ok(()) => mapping,
+                Err(error) => {
+                    self.retired.insert(gpa, mapping);
+                    return Err(error);
+                }
+            },
+            _ => HostMapping::new(size, backing)?,
+        };
+        match self.add_mapping(gpa, &mapping, backing) {
+            Ok(range) => {
+                self.ranges.push(Range {
+                    range,
+                    mapping,
+                    prefault: backing.prefault,
+                });
+                Ok(())
+            }
+            Err(error) => {
+                self.retire(gpa, mapping)?;
+                Err(error)
+            }
+        }
+    }
+
+    /// All of [`Self::add`] that can still be taken back.
+    fn add_mapping(
+        &mut self,
+        gpa: u64,
+        mapping: &HostMapping,
+        backing: &Backing,
+    ) -> Result<RamRange, RamError> {
+        let size = mapping.size as u64;
         if let Some(prefault) = backing.prefault {
             mapping
                 .prefault(prefault)
@@ -214,8 +253,18 @@ impl GuestRam {
             }
         }
         self.publish(view);
-        self.ranges.push(Range { range, mapping });
-        Ok(())
+        Ok(range)
+    }
+
+    fn retire(&mut self, gpa: u64, mut mapping: HostMapping) -> Result<(), RamError> {
+        let retired = mapping.retire();
+        let size = mapping.size as u64;
+        self.retired.insert(gpa, mapping);
+        retired.map_err(|source| RamError::Host {
+            action: "give back",
+            size,
+            source,
+        })
     }
 
     /// Removes the range that begins at `gpa`: publishes a view without it, tells every listener
@@ -253,25 +302,68 @@ impl GuestRam {
                 return Err(error);
             }
         }
-        entry.mapping.discard().map_err(|source| RamError::Host {
+        self.retire(gpa, entry.mapping)
+    }
+
+    /// Makes the RAM what it was before the guest first ran: every page reads as zeroes again, those
+    /// that were faulted in at first are again, and nobody listens. For a guest that boots again in a
+    /// new VM.
+    pub fn recycle(&mut self) -> Result<(), RamError> {
+        self.listeners.clear();
+        for entry in &self.ranges {
+            let failed = |action| {
+                move |source| RamError::Host {
+                    action,
+                    size: entry.range.size,
+                    source,
+                }
+            };
+            entry.mapping.discard().map_err(failed("give back"))?;
+            if let Some(prefault) = entry.prefault {
+                entry
+                    .mapping
+                    .prefault(prefault)
+                    .map_err(failed("prefault"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the pages of `size` bytes at `gpa` back to the host; they read as zeroes afterwards. The
+    /// range they are in stays.
+    pub fn discard(&self, gpa: u64, size: u64) -> Result<(), RamError> {
+        let (entry, offset, len) = self.part(gpa, size)?;
+        let addr = entry.mapping.addr.saturating_add(offset);
+        let shared = entry.mapping.file.is_some();
+        crate::backing::discard(addr, len, shared).map_err(|source| RamError::Host {
             action: "give back",
-            size: entry.range.size,
+            size,
             source,
         })
     }
 
-    /// Makes the RAM what it was before the guest first ran: every page reads as zeroes again, and
-    /// nobody listens. For a guest that boots again in a new VM.
-    pub fn recycle(&mut self) -> Result<(), RamError> {
-        self.listeners.clear();
-        for entry in &self.ranges {
-            entry.mapping.discard().map_err(|source| RamError::Host {
-                action: "give back",
-                size: entry.range.size,
+    /// Faults in `size` bytes at `gpa`.
+    pub fn prefault(&self, gpa: u64, size: u64, prefault: Prefault) -> Result<(), RamError> {
+        let (entry, offset, len) = self.part(gpa, size)?;
+        entry
+            .mapping
+            .prefault_part(offset, len, prefault)
+            .map_err(|source| RamError::Host {
+                action: "prefault",
+                size,
                 source,
-            })?;
-        }
-        Ok(())
+            })
+    }
+
+    /// The range that holds all of these bytes, the offset in it and their number.
+    fn part(&self, gpa: u64, size: u64) -> Result<(&Range, usize, usize), RamError> {
+        let within = self.ranges.iter().find_map(|entry| {
+            let offset = gpa.checked_sub(entry.range.gpa)?;
+            let fits = offset.checked_add(size)? <= entry.range.size;
+            let (offset, len) = (usize::try_from(offset).ok()?, usize::try_from(size).ok()?);
+            fits.then_some((entry, offset, len))
+        });
+        within.ok_or(RamError::Absent { gpa })
     }
 
     /// A snapshot of the RAM as it is now.

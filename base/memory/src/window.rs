@@ -93,6 +93,15 @@ impl HostWindow {
         Ok(())
     }
 
+    /// Shows zeroes that a guest may write over in `len` bytes at `offset`; nobody else sees what
+    /// it writes.
+    pub fn map_scratch(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (at, len) = self.part(offset, len)?;
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        mmap(at, len, protection, ANONYMOUS | libc::MAP_FIXED, -1, 0)?;
+        Ok(())
+    }
+
     /// Makes `len` bytes at `offset` read as zeroes again.
     pub fn clear(&self, offset: u64, len: u64) -> io::Result<()> {
         let (at, len) = self.part(offset, len)?;
@@ -188,6 +197,11 @@ mod tests {
         assert_eq!(first, [9]);
         window.clear(8192, 4096).unwrap();
         assert_eq!((byte(&window, 8192), byte(&window, 12288)), (0, 7));
+        window.map_scratch(4096, 4096).unwrap();
+        let at: *mut u8 = std::ptr::with_exposed_provenance_mut(window.address + 4096);
+        // SAFETY: as above.
+        unsafe { at.write_volatile(5) };
+        assert_eq!((byte(&window, 4095), byte(&window, 4096)), (0, 5));
     }
 
     #[test]
@@ -205,6 +219,7 @@ mod tests {
         ] {
             assert!(window.map_file(offset, len, &file, 0, false).is_err());
             assert!(window.clear(offset, len).is_err());
+            assert!(window.map_scratch(offset, len).is_err());
         }
         assert!(window.map_file(0, 4096, &file, 1, false).is_err());
         assert!(HostWindow::reserve(0).is_err());

@@ -242,3 +242,100 @@ fn transparent_huge_pages_are_asked_for_or_refused() {
         );
     }
 }
+
+fn resident_kib(address: usize) -> u64 {
+    let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+    let mut inside = false;
+    for line in smaps.lines() {
+        let range = line.split(' ').next().and_then(|r| r.split_once('-'));
+        let hex = |s| usize::from_str_radix(s, 16).ok();
+        if let Some((start, end)) = range.and_then(|(s, e)| Some((hex(s)?, hex(e)?))) {
+            inside = (start..end).contains(&address);
+        } else if inside && let Some(kib) = line.strip_prefix("Rss:") {
+            return kib.trim().trim_end_matches(" kB").parse().unwrap();
+        }
+    }
+    panic!("no mapping holds {address:#x}");
+}
+
+#[test]
+fn prefaulted_ram_is_faulted_in_again_when_it_is_recycled() {
+    let threads = NonZeroUsize::new(2).unwrap();
+    for share in [Share::Private, Share::Shared] {
+        let backing = Backing {
+            share,
+            prefault: Some(Prefault { threads }),
+            ..Backing::default()
+        };
+        let mut ram = GuestRam::new();
+        ram.add(0, 16 * MIB, &backing).unwrap();
+        let host = ram.ranges().next().unwrap().host;
+        assert!(resident_kib(host) >= 16 << 10);
+        ram.view().write_obj(7u32, GuestAddress(16)).unwrap();
+        ram.recycle().unwrap();
+        assert_eq!(ram.view().read_obj::<u32>(GuestAddress(16)).unwrap(), 0);
+        assert!(resident_kib(host) >= 16 << 10, "{share:?}");
+    }
+}
+
+#[test]
+fn a_range_that_comes_and_goes_uses_the_same_addresses_and_comes_empty() {
+    for share in [Share::Private, Share::Shared] {
+        let backing = Backing {
+            share,
+            ..Backing::default()
+        };
+        let mut ram = GuestRam::new();
+        ram.add(0, 2 * MIB, &backing).unwrap();
+        let mut hosts = Vec::new();
+        for _ in 0..3 {
+            ram.add(8 * MIB, 16 * MIB, &backing).unwrap();
+            let stale = ram.view();
+            let at = GuestAddress(9 * MIB);
+            assert_eq!(stale.read_obj::<u32>(at).unwrap(), 0);
+            stale.write_obj(7u32, at).unwrap();
+            let host = ram.ranges().last().unwrap().host;
+            ram.remove(8 * MIB).unwrap();
+            // A worker that still holds the view does no harm.
+            stale.write_obj(7u32, at).unwrap();
+            hosts.push(host);
+        }
+        assert!(hosts.iter().all(|h| *h == hosts[0]), "{hosts:x?}");
+        assert_eq!(ram.size(), 2 * MIB);
+    }
+}
+
+#[test]
+fn a_refused_range_may_be_added_later() {
+    let log = Log::default();
+    let mut ram = GuestRam::new();
+    let refuses = Listener {
+        refuse_add: Some(0),
+        ..Listener::new("a", &log)
+    };
+    ram.listen(Box::new(refuses)).unwrap();
+    ram.add(0, 2 * MIB, &Backing::default()).unwrap_err();
+    ram.recycle().unwrap();
+    ram.add(0, 2 * MIB, &Backing::default()).unwrap();
+    assert_eq!(ram.size(), 2 * MIB);
+}
+
+#[test]
+fn parts_of_a_range_are_given_back_and_faulted_in() {
+    let mut ram = GuestRam::new();
+    ram.add(0, 8 * MIB, &Backing::default()).unwrap();
+    let view = ram.view();
+    view.write_obj(7u32, GuestAddress(2 * MIB)).unwrap();
+    view.write_obj(7u32, GuestAddress(4 * MIB)).unwrap();
+    ram.discard(2 * MIB, 2 * MIB).unwrap();
+    assert_eq!(view.read_obj::<u32>(GuestAddress(2 * MIB)).unwrap(), 0);
+    assert_eq!(view.read_obj::<u32>(GuestAddress(4 * MIB)).unwrap(), 7);
+    let threads = NonZeroUsize::MIN;
+    ram.prefault(0, 8 * MIB, Prefault { threads }).unwrap();
+    let host = ram.ranges().next().unwrap().host;
+    assert!(resident_kib(host) >= 8 << 10);
+    for (gpa, size) in [(0, 9 * MIB), (u64::MAX, 1), (8 * MIB, 1), (1, u64::MAX)] {
+        assert!(ram.discard(gpa, size).is_err());
+        assert!(ram.prefault(gpa, size, Prefault { threads }).is_err());
+    }
+}
