@@ -18,6 +18,7 @@ mod limit;
 mod limiter;
 mod model;
 mod pci;
+mod pmem;
 mod queue;
 mod rng;
 mod signal;
@@ -35,6 +36,7 @@ pub use model::{
     features,
 };
 pub use pci::{VirtioPci, VirtioPciError, Wiring};
+pub use pmem::{Pmem, PmemRegion};
 pub use queue::{
     Buffer, Chain, ChainError, CheckedQueue, DeviceCounters, MalformedChain, QueueCounters,
     QueueFault, QueueRegisters, QueueSetupError, RingAreas, Round, VirtQueue,

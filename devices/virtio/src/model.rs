@@ -161,3 +161,13 @@ pub enum ActivateError {
         source: Box<dyn StdError + Send + Sync>,
     },
 }
+
+/// Reads from the configuration space `config`, all of which there is; what lies beyond reads
+/// all-ones.
+pub(crate) fn read_bytes(config: &[u8], offset: u64, data: &mut [u8]) {
+    data.fill(0xff);
+    let from = usize::try_from(offset).ok().and_then(|o| config.get(o..));
+    for (to, from) in data.iter_mut().zip(from.unwrap_or_default()) {
+        *to = *from;
+    }
+}
