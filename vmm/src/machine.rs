@@ -324,7 +324,11 @@ impl Machine {
         let exits = |v: &VcpuThread| {
             (
                 format!("vcpu-{}", v.index()),
-                [("exits".to_owned(), v.exits())].into(),
+                [
+                    ("exits".to_owned(), v.exits()),
+                    ("ignored_writes".to_owned(), v.ignored_writes()),
+                ]
+                .into(),
             )
         };
         counters.extend(self.board.vcpus().iter().map(exits));

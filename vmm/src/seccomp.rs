@@ -36,6 +36,8 @@ impl ThreadKind {
     pub const CTL: Self = Self("ctl");
     /// Serves console and device queues.
     pub const IO: Self = Self("io");
+    /// Flushes the file of a pmem device.
+    pub const PMEM: Self = Self("pmem");
     /// Runs a vCPU.
     pub const VCPU: Self = Self("vcpu");
     /// Serves a disk.
@@ -136,6 +138,7 @@ mod tests {
             ThreadKind::IO,
             ThreadKind::VCPU,
             ThreadKind::BLK,
+            ThreadKind::PMEM,
         ] {
             assert!(kind.profile().is_some(), "{kind}");
         }

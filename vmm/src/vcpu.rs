@@ -40,6 +40,7 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     exits: AtomicU64,
+    ignored_writes: AtomicU64,
 }
 
 impl Shared {
@@ -82,6 +83,7 @@ impl VcpuThread {
             }),
             changed: Condvar::new(),
             exits: AtomicU64::new(0),
+            ignored_writes: AtomicU64::new(0),
         });
         let kick = vcpu.kick();
         let (started_tx, started) = std::sync::mpsc::sync_channel(1);
@@ -131,6 +133,11 @@ impl VcpuThread {
     /// Times the vCPU came back from the guest.
     pub(crate) fn exits(&self) -> u64 {
         self.shared.exits.load(Ordering::Relaxed)
+    }
+
+    /// Writes of the guest to read-only memory, or to where nothing is.
+    pub(crate) fn ignored_writes(&self) -> u64 {
+        self.shared.ignored_writes.load(Ordering::Relaxed)
     }
 
     /// Lets the vCPU run.
@@ -251,9 +258,12 @@ impl Thread {
         loop {
             let exit = self.vcpu.run(&self.guest.pio, &self.guest.mmio);
             self.shared.exits.fetch_add(1, Ordering::Relaxed);
+            if matches!(exit, Ok(Exit::Ignored)) {
+                self.shared.ignored_writes.fetch_add(1, Ordering::Relaxed);
+            }
             match exit {
-                Ok(Exit::Handled) if self.guest.letters.guest_done() => return None,
-                Ok(Exit::Handled) => {}
+                Ok(Exit::Handled | Exit::Ignored) if self.guest.letters.guest_done() => return None,
+                Ok(Exit::Handled | Exit::Ignored) => {}
                 Ok(Exit::Interrupted) => return None,
                 Ok(Exit::Reset) => return Some(Letter::Guest(GuestEvent::Reset)),
                 Ok(Exit::PowerOff) => return Some(Letter::Guest(GuestEvent::PowerOff)),

@@ -19,6 +19,8 @@ use crate::kick::Kick;
 pub enum Exit {
     /// An access was answered; run again.
     Handled,
+    /// A write to memory that nobody took: read-only memory, or none at all. Run again.
+    Ignored,
     /// Kicked or interrupted by a signal: look for orders.
     Interrupted,
     /// The guest shut the processor down (triple fault on x86_64) or asked for a reset.
@@ -113,8 +115,12 @@ impl Vcpu {
                 Ok(Exit::Handled)
             }
             Ok(VcpuExit::MmioWrite(addr, data)) => {
-                mmio.write(addr, data);
-                Ok(Exit::Handled)
+                // A read-only memslot exits like a place without memory (KVM api.rst 4.35).
+                Ok(if mmio.write(addr, data) {
+                    Exit::Handled
+                } else {
+                    Exit::Ignored
+                })
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 let data: *mut [u8] = data;

@@ -5,7 +5,7 @@ use std::io;
 use clap::Args;
 use thiserror::Error;
 
-use crate::devices::{DiskConfig, RngConfig};
+use crate::devices::{DiskConfig, PmemConfig, RngConfig};
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
     AffinityConfig, BootConfig, ByteSize, Config, ConsoleConfig, CpusConfig, MemoryConfig, OnPanic,
@@ -54,6 +54,9 @@ pub struct MachineArgs {
     /// `[,block-size=N][,physical-block-size=N][,cache=writeback|writethrough][,lock=off]`. May be repeated.
     #[arg(long = "disk", value_name = "path=FILE")]
     pub disks: Vec<String>,
+    /// A file that the guest reaches as memory: `path=FILE|fd=N[,ro][,id=NAME]`. May be repeated.
+    #[arg(long, value_name = "path=FILE")]
+    pub pmem: Vec<String>,
     /// Control socket to listen on.
     #[arg(long, value_name = "PATH")]
     pub control: Option<Source>,
@@ -148,6 +151,10 @@ impl MachineArgs {
         }
         if !self.disks.is_empty() {
             config.disks = devices("disk", &self.disks, DiskConfig::from_flag)?;
+        }
+        if !self.pmem.is_empty() {
+            let read = |argument: &String| device("pmem", argument, PmemConfig::from_flag);
+            config.pmem = self.pmem.iter().map(read).collect::<Result<_, _>>()?;
         }
         let cpus = &mut config.cpus;
         cpus.phys_bits = self.phys_bits.or(cpus.phys_bits);

@@ -11,6 +11,7 @@
 //! [`from_config`] lists them. The control thread owns the open devices and [adjusts](Adjust) them.
 
 mod disk;
+mod pmem;
 mod rng;
 
 use std::collections::BTreeSet;
@@ -28,6 +29,7 @@ use crate::seccomp::{self, ThreadKind};
 use crate::spec::{Config, Seccomp, Source};
 
 pub use disk::DiskConfig;
+pub use pmem::PmemConfig;
 pub use rng::RngConfig;
 
 /// Id of the device that grows and shrinks the guest's memory.
@@ -196,6 +198,9 @@ pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, B
     list.add(config.rng.check()?)?;
     for (number, disk) in config.disks.iter().enumerate() {
         list.add(Some(disk.check(number)?))?;
+    }
+    for (index, pmem) in config.pmem.iter().enumerate() {
+        list.add(Some(pmem.check(index)))?;
     }
     Ok(list.devices)
 }

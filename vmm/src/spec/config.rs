@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ByteSize, Source};
-use crate::devices::{DiskConfig, RngConfig};
+use crate::devices::{DiskConfig, PmemConfig, RngConfig};
 
 /// A virtual machine, as a configuration file describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -26,6 +26,8 @@ pub struct Config {
     pub rng: RngConfig,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
+    /// Files that the guest reaches as memory.
+    pub pmem: Vec<PmemConfig>,
     /// Control socket: a path to bind, or `fd:N` for a listening `SOCK_SEQPACKET` socket.
     pub control: Option<Source>,
     /// The KVM device: a path, or `fd:N`. Default `/dev/kvm`.

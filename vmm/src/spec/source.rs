@@ -11,6 +11,7 @@ use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
+use rustix::fs::OFlags;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
@@ -54,6 +55,14 @@ pub enum SourceError {
         /// Path or descriptor.
         name: String,
     },
+    /// The descriptor was not opened for reading and writing.
+    #[error("{what} {name} is not open for reading and writing; open it so, or ask for read-only")]
+    NotWritable {
+        /// What it is for.
+        what: &'static str,
+        /// Path or descriptor.
+        name: String,
+    },
     /// The descriptor is not open.
     #[error(
         "{what} fd:{fd} is not an open descriptor of this process; pass it on when starting testudo-vmm"
@@ -86,6 +95,30 @@ impl Source {
             });
         }
         Ok(file)
+    }
+
+    /// As [`Self::open`], for reading and writing.
+    pub fn open_writable(&self, what: &'static str) -> Result<File, SourceError> {
+        let file = match self {
+            Self::Fd(_) => self.open(what)?,
+            Self::Path(path) => File::options()
+                .read(true)
+                .write(true)
+                .open(path)
+                .map_err(|source| SourceError::Open {
+                    what,
+                    path: path.clone(),
+                    source,
+                })?,
+        };
+        let flags = rustix::fs::fcntl_getfl(&file);
+        if flags.is_ok_and(|f| f & OFlags::RWMODE == OFlags::RDWR) {
+            return Ok(file);
+        }
+        Err(SourceError::NotWritable {
+            what,
+            name: self.to_string(),
+        })
     }
 
     /// The path, if it is one.
