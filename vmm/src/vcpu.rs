@@ -262,7 +262,9 @@ impl Thread {
                 self.shared.ignored_writes.fetch_add(1, Ordering::Relaxed);
             }
             match exit {
-                Ok(Exit::Handled | Exit::Ignored) if self.guest.letters.guest_done() => return None,
+                Ok(Exit::Handled | Exit::Ignored) if self.guest.letters.guest_done() => {
+                    return None;
+                }
                 Ok(Exit::Handled | Exit::Ignored) => {}
                 Ok(Exit::Interrupted) => return None,
                 Ok(Exit::Reset) => return Some(Letter::Guest(GuestEvent::Reset)),

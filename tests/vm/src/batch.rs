@@ -88,7 +88,7 @@ pub const BATCHES: [Batch; 3] = [
         memory: "4G",
         hugepages: 0,
         timeout: 2400,
-        tests: || [tests::userland::TESTS].concat(),
+        tests: || [tests::userland::TESTS, tests::pmem::TESTS].concat(),
     },
 ];
 

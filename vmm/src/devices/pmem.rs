@@ -263,7 +263,10 @@ impl OpenDevice for OpenPmem {
             Some(_) => Some(self.file.try_clone().map_err(error)?),
             None => None,
         };
-        let io = self.thread.as_ref().map_or(place.io.clone(), IoThread::handle);
+        let io = self
+            .thread
+            .as_ref()
+            .map_or(place.io.clone(), IoThread::handle);
         Ok(Box::new(Pmem::new(region, flushed, io)))
     }
 }
@@ -300,7 +303,10 @@ mod tests {
         for (flag, says) in [
             ("ro", "name a file"),
             ("fd=x", "`fd:x` is not a descriptor"),
-            ("path=/x,size=1G", "`size` in `path=/x,size=1G` is not known"),
+            (
+                "path=/x,size=1G",
+                "`size` in `path=/x,size=1G` is not known",
+            ),
             ("path", "a value is missing"),
         ] {
             let error = PmemConfig::from_flag(flag).unwrap_err().to_string();

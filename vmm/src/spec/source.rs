@@ -101,15 +101,17 @@ impl Source {
     pub fn open_writable(&self, what: &'static str) -> Result<File, SourceError> {
         let file = match self {
             Self::Fd(_) => self.open(what)?,
-            Self::Path(path) => File::options()
-                .read(true)
-                .write(true)
-                .open(path)
-                .map_err(|source| SourceError::Open {
-                    what,
-                    path: path.clone(),
-                    source,
-                })?,
+            Self::Path(path) => {
+                File::options()
+                    .read(true)
+                    .write(true)
+                    .open(path)
+                    .map_err(|source| SourceError::Open {
+                        what,
+                        path: path.clone(),
+                        source,
+                    })?
+            }
         };
         let flags = rustix::fs::fcntl_getfl(&file);
         if flags.is_ok_and(|f| f & OFlags::RWMODE == OFlags::RDWR) {

@@ -48,15 +48,20 @@ impl Console {
         let _ = termios::tcdrain(self.terminal.as_fd());
     }
 
+    /// The terminal for reading, from which on it does not echo what comes in.
+    pub(crate) fn silent_input(&mut self) -> io::Result<File> {
+        let mut modes = termios::tcgetattr(self.terminal.as_fd())?;
+        modes.local_modes.remove(LocalModes::ECHO);
+        termios::tcsetattr(self.terminal.as_fd(), OptionalActions::Flush, &modes)?;
+        self.terminal.try_clone()
+    }
+
     /// Sends lines back as `ECHO line` until `quit` or the end; returns how many.
     ///
     /// The terminal's own echo goes off first, and `ECHO ready` says that it is off.
     pub(crate) fn echo(&mut self) -> io::Result<u64> {
-        let mut modes = termios::tcgetattr(self.terminal.as_fd())?;
-        modes.local_modes.remove(LocalModes::ECHO);
-        termios::tcsetattr(self.terminal.as_fd(), OptionalActions::Flush, &modes)?;
+        let mut lines = BufReader::new(self.silent_input()?);
         self.line("ECHO ready");
-        let mut lines = BufReader::new(self.terminal.try_clone()?);
         let mut count = 0_u64;
         loop {
             let mut line = Vec::new();

@@ -248,6 +248,12 @@ fn cpuinfo_field<'a>(block: &'a str, field: &str) -> Option<&'a str> {
     })
 }
 
+/// A line of `/proc/meminfo`, whose key is written with its colon.
+pub(crate) fn meminfo_kib(meminfo: &str, key: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|l| l.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
 /// The trimmed text of a small file.
 pub(crate) fn read(path: impl AsRef<Path>) -> Option<String> {
     Some(fs::read_to_string(path).ok()?.trim().to_owned())

@@ -7,9 +7,11 @@
 //! `FAILED verb: why`: a test waits for the one and sees the other.
 
 mod acpi_event;
+mod agent;
 mod button;
 mod checks;
 mod console;
+mod dax;
 mod end;
 mod facts;
 mod kmsg;
@@ -83,6 +85,11 @@ fn carry_out(console: &mut Console, order: &Order) -> io::Result<()> {
         Order::Rng(count) => checks::rng(console, *count)?,
         Order::Entropy => checks::entropy(console),
         Order::SerialFlood(kib) => checks::flood(console, *kib)?,
+        Order::Agent => agent::serve(console)?,
+        Order::MountDax(what) => dax::mount_dax(console, what)?,
+        Order::ReadFile(name) => dax::read_file(console, name)?,
+        Order::WriteFile(name, kib) => dax::write_file(name, *kib)?,
+        Order::Poke(device) => dax::poke(console, device)?,
         Order::Echo => {
             let lines = console.echo()?;
             console.fact("echo.lines", lines);

@@ -22,6 +22,8 @@ pub(crate) enum Reset {
     Pci,
 }
 
+use crate::dax::DaxMount;
+
 /// One thing to do. README of the verbs: each variant's comment.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Order {
@@ -43,6 +45,16 @@ pub(crate) enum Order {
     Entropy,
     /// `serial-flood=KIB`: that much of a pattern that shows loss.
     SerialFlood(u64),
+    /// `agent`: holds, checks and drops memory as the console's lines say.
+    Agent,
+    /// `dax=DEVICE:TYPE[:ro]`: mounts a file system of persistent memory.
+    MountDax(DaxMount),
+    /// `read=NAME`: reads a file of the mount; tells its hash and what it cost in page cache.
+    ReadFile(String),
+    /// `write=NAME:KIB`: writes a file of the mount, syncs and unmounts.
+    WriteFile(String, usize),
+    /// `poke=DEVICE[:end]`: writes to a block device and tells whether it took it.
+    Poke(String),
     /// `echo`: sends each line of the console back, until `quit` or end of input.
     Echo,
     /// `script`: enters the Debian userland of a disk and runs `/script` of the initramfs there.
@@ -102,6 +114,14 @@ impl Order {
             },
             "entropy" => plain(Order::Entropy),
             "serial-flood" => value?.parse().ok().map(Order::SerialFlood),
+            "agent" => plain(Order::Agent),
+            "dax" => DaxMount::parse(value?).map(Order::MountDax),
+            "read" => Some(Order::ReadFile(value?.to_owned())),
+            "write" => {
+                let (name, kib) = value?.split_once(':')?;
+                Some(Order::WriteFile(name.to_owned(), kib.parse().ok()?))
+            }
+            "poke" => Some(Order::Poke(value?.to_owned())),
             "echo" => plain(Order::Echo),
             "script" => plain(Order::Script),
             "time" => plain(Order::Time),
@@ -189,10 +209,11 @@ mod tests {
     fn every_verb_is_reached_by_its_name() {
         let line = "testudo.do=facts,dmesg,dmesg=4,modules,msr,percpu,touch=16,rng,entropy,serial-flood=1,echo,\
                     script,time,say=hi,sleep=5,sleep-forever,hang,port80=0x41,port80=7,wait-button,poweroff,\
-                    reboot,reboot=acpi,reboot=kbd,reboot=triple,reboot=pci,triple-fault,panic,exit";
+                    reboot,reboot=acpi,reboot=kbd,reboot=triple,reboot=pci,triple-fault,panic,exit,
+                    agent,dax=pmem0:ext4,dax=pmem0:erofs:ro,read=data,write=new:4,poke=pmem0";
         let line = line.replace(char::is_whitespace, "");
         let all = parsed(&line);
-        assert_eq!(all.len(), 29);
+        assert_eq!(all.len(), 35);
         assert!(
             !all.iter().any(|o| matches!(o, Order::Unknown(_))),
             "{all:?}"
@@ -210,6 +231,9 @@ mod tests {
             "dmesg=8",
             "reboot=bios",
             "touch",
+            "dax=pmem0",
+            "dax=pmem0:ext4:rw",
+            "write=new",
         ] {
             let line = format!("testudo.do={bad}");
             assert_eq!(parsed(&line), [Order::Unknown(bad.to_owned())]);

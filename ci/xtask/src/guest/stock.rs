@@ -14,11 +14,15 @@ use crate::{debian, lab, sh};
 /// Raised when what is made of the same package changes.
 const RECIPE: &[u8] = b"1";
 const ELF: &[u8] = b"\x7fELF";
-/// Virtio, what the userland is mounted with, the power button, the panic device, model-specific
+/// Virtio, memory devices, what the userland is mounted with, the power button, the panic device, model-specific
 /// registers. Whatever else there is comes with the userland ([`MORE_MODULES`]).
 const MODULES: &[&str] = &[
     "virtio_pci",
     "virtio-rng",
+    "virtio_balloon",
+    "virtio_mem",
+    "virtio_pmem",
+    "nd_pmem",
     "virtio_blk",
     "crc32c_generic",
     "erofs",

@@ -35,11 +35,7 @@ fn make(io: &IoHandle) -> Box<dyn VirtioModel> {
 }
 
 fn readonly(io: &IoHandle) -> Box<dyn VirtioModel> {
-    Box::new(Pmem::new(
-        region(&FakeWindows::default()),
-        None,
-        io.clone(),
-    ))
+    Box::new(Pmem::new(region(&FakeWindows::default()), None, io.clone()))
 }
 
 fn request() -> (Vec<u8>, u32) {
