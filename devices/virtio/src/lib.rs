@@ -16,6 +16,7 @@ mod blk;
 mod device;
 mod limit;
 mod limiter;
+mod mem;
 mod model;
 mod pci;
 mod pmem;
@@ -31,6 +32,7 @@ pub use blk::{
 pub use device::{DeviceError, Status, Transition, VirtioDevice};
 pub use limit::{RateLimit, TokenBucket};
 pub use limiter::Limits;
+pub use mem::{Mem, MemChange, MemLevels, MemLink, MemRegion};
 pub use model::{
     ActivateError, Activated, ActiveQueue, Queues, SavedState, Shape, SharedMemory, VirtioModel,
     features,
