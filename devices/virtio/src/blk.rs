@@ -23,7 +23,7 @@ mod worker;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-pub use backing::{BackingError, check_disk_kind};
+pub use backing::{BackingError, check_disk_kind, lock_file};
 pub use disk::{Disk, DiskEngine, DiskError, DiskOptions, ResizeError};
 
 use config::feature;

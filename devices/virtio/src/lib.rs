@@ -28,6 +28,7 @@ mod worker;
 
 pub use blk::{
     BackingError, Blk, Disk, DiskEngine, DiskError, DiskOptions, ResizeError, check_disk_kind,
+    lock_file,
 };
 pub use device::{DeviceError, Status, Transition, VirtioDevice};
 pub use limit::{RateLimit, TokenBucket};

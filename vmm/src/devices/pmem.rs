@@ -5,12 +5,11 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::unix::fs::FileTypeExt;
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FlockOperation, flock};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use testudo_memory::HostWindow;
 use thiserror::Error;
-use virtio_devices::{IoThread, Pmem, PmemRegion, VirtioModel};
+use virtio_devices::{BackingError, IoThread, Pmem, PmemRegion, VirtioModel, lock_file};
 
 use super::{DeviceError, DeviceSpec, HostContext, OpenDevice, Place, Space};
 use crate::options::{Options, OptionsError, parse, switch};
@@ -30,8 +29,8 @@ const WHAT: &str = "pmem file";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PmemConfig {
-    /// A regular file or a block device.
-    pub source: Source,
+    /// A regular file or a block device, or `fd:N`.
+    pub path: Source,
     /// The guest cannot change it.
     #[serde(default)]
     pub readonly: bool,
@@ -44,13 +43,13 @@ impl PmemConfig {
     /// Reads `path=FILE|fd=N[,ro][,id=NAME]`.
     pub(crate) fn from_flag(argument: &str) -> Result<Self, OptionsError> {
         let options = Options::keys(argument);
-        let (mut source, mut readonly, mut id) = (None, false, None);
+        let (mut path, mut readonly, mut id) = (None, false, None);
         options.each("path, fd, ro and id", |key, value| {
             match key {
-                "path" => source = Some(parse(value)?),
+                "path" => path = Some(parse(value)?),
                 "fd" => {
                     let number: String = parse(value)?;
-                    source = Some(parse(Some(&format!("fd:{number}")))?);
+                    path = Some(parse(Some(&format!("fd:{number}")))?);
                 }
                 "ro" => readonly = switch(value)?,
                 "id" => id = Some(parse(value)?),
@@ -59,7 +58,7 @@ impl PmemConfig {
             Ok(true)
         })?;
         Ok(Self {
-            source: source.ok_or_else(|| options.bad_first("name a file: path=FILE or fd=N"))?,
+            path: path.ok_or_else(|| options.bad_first("name a file: path=FILE or fd=N"))?,
             readonly,
             id,
         })
@@ -67,7 +66,7 @@ impl PmemConfig {
 
     pub(super) fn check(&self, index: usize) -> PmemSpec {
         PmemSpec {
-            source: self.source.clone(),
+            source: self.path.clone(),
             readonly: self.readonly,
             id: self.id.clone().unwrap_or_else(|| format!("pmem{index}")),
             bytes: Arc::default(),
@@ -204,16 +203,16 @@ impl DeviceSpec for PmemSpec {
         let error = |e| DeviceError::new(self, e);
         let bytes = self.length(&mut file).map_err(error)?;
         let bytes = *self.bytes.get_or_init(|| bytes);
-        let lock = if self.readonly {
-            FlockOperation::NonBlockingLockShared
-        } else {
-            FlockOperation::NonBlockingLockExclusive
-        };
-        if flock(&file, lock).is_err() {
-            return Err(error(PmemError::Busy {
-                name: self.source.clone(),
-                readonly: self.readonly,
-            }));
+        // The lock of a disk: a file is one or the other.
+        match lock_file(&file, self.readonly) {
+            Ok(()) => {}
+            Err(BackingError::Busy) => {
+                return Err(error(PmemError::Busy {
+                    name: self.source.clone(),
+                    readonly: self.readonly,
+                }));
+            }
+            Err(e) => log::warn!("{WHAT} {} is not locked: {e}", self.source),
         }
         let window = self.window(&file, bytes).map_err(|source| {
             error(PmemError::Map {
@@ -295,7 +294,7 @@ mod tests {
     fn flags_read() {
         let one = PmemConfig::from_flag("path=/x,ro,id=root").unwrap();
         assert_eq!(
-            (one.source, one.readonly, one.id.as_deref()),
+            (one.path, one.readonly, one.id.as_deref()),
             (Source::Path("/x".into()), true, Some("root"))
         );
         assert_eq!(spec("fd=9").source, Source::Fd(9));

@@ -102,7 +102,7 @@ impl Backing {
         let flags = rustix::fs::fcntl_getfl(&file).map_err(|e| examine(e.into()))?;
         check_access(flags, access.readonly)?;
         if access.lock {
-            lock(&file, access.readonly)?;
+            lock_file(&file, access.readonly)?;
         }
         // A descriptor that was handed over may have been opened in ways that do not do here:
         // O_APPEND moves every write, O_NONBLOCK makes io_uring give up where it should wait.
@@ -358,7 +358,7 @@ fn check_access(flags: OFlags, readonly: bool) -> Result<(), BackingError> {
 
 /// Takes an open file description lock on the whole file: shared to read, exclusive to write. It
 /// goes when the last descriptor of that description is closed.
-fn lock(file: &File, readonly: bool) -> Result<(), BackingError> {
+pub fn lock_file(file: &File, readonly: bool) -> Result<(), BackingError> {
     let kind = if readonly {
         libc::F_RDLCK
     } else {
