@@ -18,6 +18,7 @@ mod limit;
 mod limiter;
 mod mem;
 mod model;
+mod net;
 mod pci;
 mod pmem;
 mod queue;
@@ -37,6 +38,9 @@ pub use mem::{Mem, MemChange, MemLevels, MemLink, MemRegion};
 pub use model::{
     ActivateError, Activated, ActiveQueue, Queues, SavedState, Shape, SharedMemory, VirtioModel,
     features,
+};
+pub use net::{
+    Net, NetPort, PortSettings, VhostError, VhostMemory, VhostNet, Way, Wire, WireError, attach_tap,
 };
 pub use pci::{VirtioPci, VirtioPciError, Wiring};
 pub use pmem::{Pmem, PmemRegion};

@@ -78,6 +78,16 @@ impl TokenBucket {
         true
     }
 
+    /// Takes `units` that have been used already, whatever there is; what is missing has to be paid
+    /// off before anything else can be taken.
+    pub fn charge(&mut self, units: u64, now: Duration) {
+        self.fill(now);
+        let wanted = u128::from(units).saturating_mul(NANOS);
+        let owed = wanted.saturating_sub(self.tokens);
+        self.tokens = self.tokens.saturating_sub(wanted);
+        self.debt = self.debt.saturating_add(owed);
+    }
+
     /// Puts back units that were taken and not used.
     pub fn give_back(&mut self, units: u64) {
         let full = u128::from(self.limit.burst).saturating_mul(NANOS);
@@ -152,6 +162,26 @@ mod tests {
                 }
             }
             prop_assert!(total >= last);
+        }
+
+        #[test]
+        fn what_was_charged_is_paid_off(
+            rate in 1_u64..1_000_000_000,
+            burst in 1_u64..1_000_000,
+            steps in prop::collection::vec((0_u64..10_000_000, 1_u64..100_000), 1..100),
+        ) {
+            let mut bucket = TokenBucket::new(RateLimit::new(rate, burst).unwrap(), Duration::ZERO);
+            let (mut now, mut before) = (Duration::ZERO, 0_u128);
+            for (pause, units) in steps {
+                now += Duration::from_nanos(pause);
+                let wait = bucket.wait_for(1, now);
+                now += wait;
+                prop_assert_eq!(bucket.wait_for(1, now), Duration::ZERO);
+                let most = u128::from(burst) * NANOS + now.as_nanos() * u128::from(rate);
+                prop_assert!(before * NANOS <= most);
+                bucket.charge(units, now);
+                before += u128::from(units);
+            }
         }
 
         #[test]

@@ -21,7 +21,7 @@ mod setup;
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use testudo_memory::RamView;
 use thiserror::Error;
@@ -105,6 +105,8 @@ pub struct VirtQueue {
     in_flight: u16,
     /// Something was put into the used ring since the driver was last told.
     untold: bool,
+    /// The used index when the driver was last told, or its wish last asked.
+    told: u16,
 }
 
 impl VirtQueue {
@@ -119,6 +121,7 @@ impl VirtQueue {
             counters,
             in_flight: 0,
             untold: false,
+            told: 0,
         }
     }
 
@@ -227,13 +230,43 @@ impl VirtQueue {
         Ok(())
     }
 
+    /// Returns chains, each with the number of bytes filled, so that the driver sees all of them or
+    /// none yet: for a message that takes several chains.
+    pub fn push_all(
+        &mut self,
+        ram: &RamView,
+        chains: impl IntoIterator<Item = (Chain, u32)>,
+    ) -> Result<(), QueueFault> {
+        let mut chains = chains.into_iter().peekable();
+        let mut next = self.queue.next_used();
+        while let Some((chain, written)) = chains.next() {
+            if chains.peek().is_none() {
+                // This one moves the used index past all of them.
+                self.queue.set_next_used(next);
+                return self.push(ram, chain, written);
+            }
+            let written = written.min(chain.writable_len());
+            QueueCounters::add(&self.counters.bytes_in, u64::from(chain.readable_len()));
+            QueueCounters::add(&self.counters.bytes_out, u64::from(written));
+            self.in_flight = self.in_flight.saturating_sub(1);
+            let slot = next.checked_rem(self.queue.size()).unwrap_or(0);
+            let element = used_element(chain.into_head(), written);
+            let at = self.queue.used_ring().checked_add(4);
+            let at = at.and_then(|ring| ring.checked_add(u64::from(slot).saturating_mul(8)));
+            let at = at.ok_or(virtio_queue::Error::AddressOverflow)?;
+            ram.write_slice(&element, GuestAddress(at))
+                .map_err(virtio_queue::Error::GuestMemory)?;
+            next = next.wrapping_add(1);
+        }
+        Ok(())
+    }
+
     /// Interrupts the driver if it wants to hear of what was returned; call it once per batch.
     pub fn notify(&mut self, ram: &RamView) -> Result<(), QueueFault> {
         if !std::mem::take(&mut self.untold) {
             return Ok(());
         }
-        let wanted = self.queue.needs_notification(ram)?;
-        if wanted && (self.queue.event_idx_enabled() || self.interrupts_on(ram)) {
+        if self.interrupt_wanted(ram)? {
             QueueCounters::add(&self.counters.interrupts, 1);
             self.interrupt.fire();
         } else {
@@ -242,11 +275,32 @@ impl VirtQueue {
         Ok(())
     }
 
-    /// Without EVENT_IDX the driver asks by a flag in the available ring.
-    fn interrupts_on(&self, ram: &RamView) -> bool {
-        let flags = ram.load::<u16>(GuestAddress(self.queue.avail_ring()), Ordering::Acquire);
-        let no_interrupt = VRING_AVAIL_F_NO_INTERRUPT;
-        flags.is_ok_and(|flags| u32::from(u16::from_le(flags)) & no_interrupt == 0)
+    /// With EVENT_IDX: whether the used index passed the driver's mark since it was asked last
+    /// (virtio 1.2 §2.7.7.2). Without, a flag in the available ring says it.
+    fn interrupt_wanted(&mut self, ram: &RamView) -> Result<bool, QueueFault> {
+        // What was returned is visible before the driver's wish is read; the driver does it the
+        // other way round.
+        fence(Ordering::SeqCst);
+        let old = std::mem::replace(&mut self.told, self.queue.next_used());
+        let available = self.queue.avail_ring();
+        let load = |offset: u64| {
+            let at = available.checked_add(offset);
+            let at = at.ok_or(virtio_queue::Error::AddressOverflow)?;
+            let value = ram.load::<u16>(GuestAddress(at), Ordering::Acquire);
+            value
+                .map(u16::from_le)
+                .map_err(virtio_queue::Error::GuestMemory)
+        };
+        if !self.queue.event_idx_enabled() {
+            return Ok(u32::from(load(0)?) & VRING_AVAIL_F_NO_INTERRUPT == 0);
+        }
+        let mark = load(
+            u64::from(self.queue.size())
+                .saturating_mul(2)
+                .saturating_add(4),
+        )?;
+        let past_mark = self.told.wrapping_sub(mark).wrapping_sub(1);
+        Ok(past_mark < self.told.wrapping_sub(old))
     }
 
     /// Asks the driver not to kick while the device is looking at the queue anyway.
@@ -271,6 +325,7 @@ impl VirtQueue {
         let next_used = self.queue.used_idx(ram, Ordering::Acquire)?.0;
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used);
+        self.told = next_used;
         self.in_flight = 0;
         Ok(())
     }
@@ -290,6 +345,13 @@ impl VirtQueue {
             device: (GuestAddress(self.queue.used_ring()), device),
         }
     }
+}
+
+/// An entry of the used ring (virtio 1.2 §2.7.8).
+fn used_element(head: u16, written: u32) -> [u8; 8] {
+    let [h0, h1, h2, h3] = u32::from(head).to_le_bytes();
+    let [w0, w1, w2, w3] = written.to_le_bytes();
+    [h0, h1, h2, h3, w0, w1, w2, w3]
 }
 
 #[cfg(test)]

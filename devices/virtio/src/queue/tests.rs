@@ -119,6 +119,32 @@ fn a_stock_of_chains_goes_back_in_order() {
     assert_eq!(used, [(3, 1), (1, 2), (2, 2)]);
 }
 
+/// The mark of EVENT_IDX lies on the first of three chains that are returned at once.
+#[test]
+fn several_chains_are_returned_at_once() {
+    for (negotiated, mark, fires) in [
+        (features::COMMON, 0, 1),
+        (features::COMMON, 2, 1),
+        (features::COMMON, 3, 0),
+        (0, 0, 1),
+    ] {
+        let mut bench = Bench::new(4, negotiated);
+        put_u16(&bench.ram, bench.areas.avail + 4 + 4 * 2, mark);
+        for head in [2, 0, 1] {
+            bench.offer(head);
+        }
+        let chains = [bench.pop(), bench.pop(), bench.pop()];
+        let filled = chains.into_iter().zip([64, 64, 9]);
+        bench.queue.push_all(&bench.ram, filled).unwrap();
+        let used = used_from(&bench.ram, &bench.areas, 0);
+        assert_eq!(used, [(2, 64), (0, 64), (1, 9)]);
+        assert_eq!(bench.queue.in_flight(), 0);
+        assert_eq!(bench.queue.positions(), (3, 3));
+        bench.queue.notify(&bench.ram).unwrap();
+        assert_eq!(bench.fired(), fires, "{negotiated:#x}, mark {mark}");
+    }
+}
+
 /// A data path in the kernel used two chains while this process looked away.
 #[test]
 fn a_queue_goes_on_where_another_data_path_stopped() {
