@@ -199,6 +199,11 @@ impl Board {
             })
             .collect::<Result<_, _>>()?;
 
+        for device in parts.devices.values() {
+            if let Some(listener) = device.ram_listener() {
+                ram.listen(listener)?;
+            }
+        }
         log::debug!("devices are in place");
         let (entry, leftovers) = load(parts, ram)?;
         log::debug!("the kernel is loaded");

@@ -293,6 +293,7 @@ impl Control {
             }
             Verb::Balloon { bytes } => self.adjust(devices::BALLOON, &Adjust::Balloon(*bytes))?,
             Verb::Limits { id, limits } => self.adjust(id, &Adjust::Limits(limits.clone()))?,
+            Verb::Link { id, up } => self.adjust(id, &Adjust::Link(*up))?,
             Verb::PowerButton => self.press_power_button()?,
             Verb::Shutdown { timeout_s } => {
                 self.press_power_button()?;

@@ -40,6 +40,8 @@ impl ThreadKind {
     pub const PMEM: Self = Self("pmem");
     /// Runs a vCPU.
     pub const VCPU: Self = Self("vcpu");
+    /// Serves a queue pair of a network device.
+    pub const NET: Self = Self("net");
     /// Serves a disk.
     pub const BLK: Self = Self("blk");
 }

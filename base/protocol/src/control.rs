@@ -63,6 +63,13 @@ pub enum Verb {
         /// Its new limits.
         limits: LimitsSpec,
     },
+    /// Plugs the cable of a network device in, or pulls it.
+    Link {
+        /// The device's id.
+        id: String,
+        /// In.
+        up: bool,
+    },
     /// From now on send [`Event`]s on this connection, the phase the VM is in first.
     Events,
 }

@@ -140,7 +140,6 @@ impl Net {
         let start = "a queue pair cannot be started";
         if lane.kernel.is_some() {
             let worker = KernelWorker::new(lane, shared, pair, control, begin, ram, device);
-            let worker = worker.map_err(|e| host(start, e))?;
             let attached = io.attach(worker).map_err(|e| host(attach, e))?;
             let started = attached.with(KernelWorker::started);
             self.running.push(Serving::Kernel(attached));
@@ -151,7 +150,6 @@ impl Net {
         let rx = Rx::new(pair.rx, begin.features, shared.mtu);
         let tx = Tx::new(pair.tx);
         let worker = Worker::new(lane, shared, rx, tx, control, begin, ram, device);
-        let worker = worker.map_err(|e| host(start, e))?;
         let attached = io.attach(worker).map_err(|e| host(attach, e))?;
         let started = attached.with(Worker::started);
         self.running.push(Serving::Here(attached));

@@ -66,8 +66,24 @@ pub enum CtlVerb {
     },
     /// Limit a disk or a network device; what is not named is not limited any more.
     Limits(LimitsArgs),
+    /// Plug the cable of a network device in, or pull it.
+    Link {
+        /// The device.
+        id: String,
+        /// In or out.
+        state: LinkState,
+    },
     /// Print events, one JSON object a line, until the VM ends.
     Events,
+}
+
+/// A cable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum LinkState {
+    /// Plugged in.
+    Up,
+    /// Pulled.
+    Down,
 }
 
 /// Forms of counters.
@@ -237,6 +253,10 @@ impl From<&CtlVerb> for Verb {
             CtlVerb::Limits(args) => Self::Limits {
                 id: args.id.clone(),
                 limits: args.into(),
+            },
+            CtlVerb::Link { id, state } => Self::Link {
+                id: id.clone(),
+                up: *state == LinkState::Up,
             },
             CtlVerb::Stop => Self::Stop,
             CtlVerb::PowerButton => Self::PowerButton,

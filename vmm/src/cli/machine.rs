@@ -5,7 +5,7 @@ use std::io;
 use clap::Args;
 use thiserror::Error;
 
-use crate::devices::{DiskConfig, PmemConfig, RngConfig};
+use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig};
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
     AffinityConfig, BootConfig, ByteSize, Config, ConsoleConfig, CpusConfig, MemoryConfig, OnPanic,
@@ -57,6 +57,11 @@ pub struct MachineArgs {
     /// A file that the guest reaches as memory: `path=FILE|fd=N[,ro][,id=NAME]`. May be repeated.
     #[arg(long, value_name = "path=FILE")]
     pub pmem: Vec<String>,
+    /// A network device: `tap=NAME|fd=N[,mac=ADDRESS][,queues=N][,vhost][,vhostfd=N][,mtu=BYTES]`
+    /// `[,id=NAME][,offloads=off][,rx-bw=SIZE][,tx-bw=SIZE][,rx-iops=N][,tx-iops=N]`; for several
+    /// queue pairs `fds=N:N…`. May be repeated.
+    #[arg(long = "net", value_name = "tap=NAME")]
+    pub nets: Vec<String>,
     /// Control socket to listen on.
     #[arg(long, value_name = "PATH")]
     pub control: Option<Source>,
@@ -148,6 +153,9 @@ impl MachineArgs {
         }
         if let Some(argument) = &self.rng {
             config.rng = device("rng", argument, RngConfig::from_flag)?;
+        }
+        if !self.nets.is_empty() {
+            config.nets = devices("net", &self.nets, NetConfig::from_flag)?;
         }
         if !self.disks.is_empty() {
             config.disks = devices("disk", &self.disks, DiskConfig::from_flag)?;

@@ -11,6 +11,7 @@
 //! [`from_config`] lists them. The control thread owns the open devices and [adjusts](Adjust) them.
 
 mod disk;
+mod net;
 mod pmem;
 mod rng;
 
@@ -20,7 +21,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use testudo_arch::Span;
-use testudo_memory::{GuestWindows, RamHandle};
+use testudo_memory::{GuestWindows, RamHandle, RamListener};
 use testudo_protocol::LimitsSpec;
 use thiserror::Error;
 use virtio_devices::{IoHandle, IoThread, SpawnError, VirtioModel};
@@ -29,6 +30,7 @@ use crate::seccomp::{self, ThreadKind};
 use crate::spec::{Config, Seccomp, Source};
 
 pub use disk::DiskConfig;
+pub use net::{MacAddress, NetConfig};
 pub use pmem::PmemConfig;
 pub use rng::RngConfig;
 
@@ -75,6 +77,10 @@ pub(crate) trait OpenDevice: Send {
     fn adjust(&self, what: &Adjust) -> Result<(), AdjustError> {
         Err(AdjustError::Unsupported(what.verb()))
     }
+    /// Who is to be told of guest RAM, for the life of a board.
+    fn ram_listener(&self) -> Option<Box<dyn RamListener>> {
+        None
+    }
     /// The VM has ended, its vCPUs stand, and the process is about to exit without taking the device
     /// apart: delivers what the guest had handed over, gives back what outlives the process.
     fn end(&self) {}
@@ -91,6 +97,8 @@ pub(crate) enum Adjust {
     Balloon(u64),
     /// Rate limits.
     Limits(LimitsSpec),
+    /// A network device's cable shall be plugged in, or not.
+    Link(bool),
 }
 
 impl Adjust {
@@ -100,6 +108,7 @@ impl Adjust {
             Self::Memory(_) => "change the guest's memory",
             Self::Balloon(_) => "hold a balloon",
             Self::Limits(_) => "be limited",
+            Self::Link(_) => "have a link",
         }
     }
 }
@@ -196,6 +205,17 @@ impl BadDevice {
 pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, BadDevice> {
     let mut list = List::default();
     list.add(config.rng.check()?)?;
+    let mut addresses = BTreeSet::new();
+    for (number, net) in config.nets.iter().enumerate() {
+        let net = net.check(number)?;
+        if let Some(mac) = net.mac().map(String::from)
+            && !addresses.insert(mac.clone())
+        {
+            let why = format!("two devices have the address {mac}; give each its own");
+            return Err(BadDevice::new(net.id(), why));
+        }
+        list.add(Some(net))?;
+    }
     for (number, disk) in config.disks.iter().enumerate() {
         list.add(Some(disk.check(number)?))?;
     }

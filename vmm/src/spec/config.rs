@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ByteSize, Source};
-use crate::devices::{DiskConfig, PmemConfig, RngConfig};
+use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig};
 
 /// A virtual machine, as a configuration file describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -28,6 +28,8 @@ pub struct Config {
     pub disks: Vec<DiskConfig>,
     /// Files that the guest reaches as memory.
     pub pmem: Vec<PmemConfig>,
+    /// Network devices, in the order in which the guest finds them.
+    pub nets: Vec<NetConfig>,
     /// Control socket: a path to bind, or `fd:N` for a listening `SOCK_SEQPACKET` socket.
     pub control: Option<Source>,
     /// The KVM device: a path, or `fd:N`. Default `/dev/kvm`.

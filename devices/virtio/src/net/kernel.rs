@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use testudo_memory::RamHandle;
 use vm_memory::GuestAddressSpace;
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Control;
 use super::shared::{Begin, Lane, Shared};
@@ -136,7 +136,6 @@ pub(super) struct KernelWorker {
     pair: Option<Pair>,
     control: Option<Control>,
     begin: Begin,
-    errors: EventFd,
     ram: RamHandle,
     device: DeviceEvents,
     /// How the start went.
@@ -152,18 +151,17 @@ impl KernelWorker {
         begin: Begin,
         ram: RamHandle,
         device: DeviceEvents,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             lane,
             shared,
             pair: Some(pair),
             control,
             begin,
-            errors: EventFd::new(EFD_NONBLOCK)?,
             ram,
             device,
             started: Ok(()),
-        })
+        }
     }
 
     /// How the start went; asked once.
@@ -195,7 +193,7 @@ impl KernelWorker {
         self.begin
             .carry_out(&self.shared)
             .map_err(VhostError::Wire)?;
-        kernel.start(self.begin.features, pair, &self.ram, &self.errors)?;
+        kernel.start(self.begin.features, pair, &self.ram, &self.lane.errors)?;
         self.lane
             .connect(self.shared.link())
             .map_err(VhostError::Wire)
@@ -203,7 +201,7 @@ impl KernelWorker {
 
     fn register(&self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
         ops.add(Events::with_data(&self.lane.wake, WAKE, EventSet::IN))?;
-        ops.add(Events::with_data(&self.errors, ERROR, EventSet::IN))?;
+        ops.add(Events::with_data(&self.lane.errors, ERROR, EventSet::IN))?;
         match &self.control {
             Some(control) => ops.add(Events::with_data(
                 &*control.queue.kick,
@@ -237,7 +235,7 @@ impl MutEventSubscriber for KernelWorker {
                 }
             }
             ERROR => {
-                let _ = self.errors.read();
+                let _ = self.lane.errors.read();
                 let e = io::Error::other("vhost-net cannot use the rings");
                 self.device.needs_reset(&e);
             }

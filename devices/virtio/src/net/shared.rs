@@ -13,6 +13,7 @@ use super::vhost::VhostNet;
 use super::wire::Wire;
 use crate::limiter::Limits;
 use crate::signal::DeviceEvents;
+use crate::timer::Timer;
 
 /// A direction, as the guest sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,7 +48,8 @@ pub struct PortSettings {
 pub struct NetPort(pub(super) Arc<Shared>);
 
 impl NetPort {
-    /// A port with its cable plugged in. Fails if the host gives no eventfd.
+    /// A port with its cable plugged in. Fails if the host gives no eventfds and timers.
+    /// Everything is opened here: a guest's reset opens nothing.
     pub fn new(settings: PortSettings) -> io::Result<Self> {
         let mut vhost = settings.vhost.into_iter();
         let lanes: io::Result<Vec<_>> = settings
@@ -100,6 +102,11 @@ pub(super) struct Lane {
     pub(super) kernel: Option<KernelPath>,
     /// Signalled when the lane's worker shall look at the shared state again.
     pub(super) wake: EventFd,
+    /// Signalled by the kernel's data path when it cannot use a ring.
+    pub(super) errors: EventFd,
+    /// End a wait for the rate limits.
+    pub(super) rx_timer: Timer,
+    pub(super) tx_timer: Timer,
     /// The driver uses the pair.
     enabled: AtomicBool,
 }
@@ -110,6 +117,9 @@ impl Lane {
             wire,
             kernel,
             wake: EventFd::new(EFD_NONBLOCK)?,
+            errors: EventFd::new(EFD_NONBLOCK)?,
+            rx_timer: Timer::new()?,
+            tx_timer: Timer::new()?,
             enabled: AtomicBool::new(false),
         })
     }

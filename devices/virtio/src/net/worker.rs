@@ -34,8 +34,6 @@ pub(super) struct Worker {
     rx: Rx,
     tx: Tx,
     control: Option<Control>,
-    rx_timer: Timer,
-    tx_timer: Timer,
     /// Frames from the wire are wanted.
     rx_wants: bool,
     /// Room on the wire is wanted.
@@ -64,15 +62,13 @@ impl Worker {
         begin: Begin,
         ram: RamHandle,
         device: DeviceEvents,
-    ) -> io::Result<Self> {
-        Ok(Self {
+    ) -> Self {
+        Self {
             lane,
             shared,
             rx,
             tx,
             control,
-            rx_timer: Timer::new()?,
-            tx_timer: Timer::new()?,
             rx_wants: false,
             tx_wants: false,
             listening: EventSet::empty(),
@@ -81,7 +77,7 @@ impl Worker {
             device,
             started: Ok(()),
             failed: false,
-        })
+        }
     }
 
     /// How the start went; asked once.
@@ -106,7 +102,7 @@ impl Worker {
         self.rx_wants = matches!(end, End::Idle | End::Yield);
         match end {
             End::Yield => again(&self.rx.queue),
-            End::Throttled(wait) => set(&self.rx_timer, wait),
+            End::Throttled(wait) => set(&self.lane.rx_timer, wait),
             End::Idle | End::Starved | End::Blocked | End::Gone => {}
         }
         Ok(())
@@ -118,7 +114,7 @@ impl Worker {
         self.tx_wants = end == End::Blocked;
         match end {
             End::Yield => again(&self.tx.queue),
-            End::Throttled(wait) => set(&self.tx_timer, wait),
+            End::Throttled(wait) => set(&self.lane.tx_timer, wait),
             End::Idle | End::Starved | End::Blocked | End::Gone => {}
         }
         Ok(())
@@ -146,11 +142,11 @@ impl Worker {
                 self.transmit()
             }
             RX_TIMER => {
-                self.rx_timer.take();
+                self.lane.rx_timer.take();
                 self.receive()
             }
             TX_TIMER => {
-                self.tx_timer.take();
+                self.lane.tx_timer.take();
                 self.transmit()
             }
             WAKE => {
@@ -214,8 +210,8 @@ impl Worker {
             let _ = ops.remove(Events::new(&*control.queue.kick, EventSet::IN));
         }
         let _ = ops.remove(Events::new(&self.lane.wake, EventSet::IN));
-        let _ = ops.remove(Events::new(&self.rx_timer, EventSet::IN));
-        let _ = ops.remove(Events::new(&self.tx_timer, EventSet::IN));
+        let _ = ops.remove(Events::new(&self.lane.rx_timer, EventSet::IN));
+        let _ = ops.remove(Events::new(&self.lane.tx_timer, EventSet::IN));
         if !self.listening.is_empty() {
             let _ = ops.remove(Events::new(&self.lane.wire, self.listening));
         }
@@ -226,8 +222,8 @@ impl Worker {
         ops.add(Events::with_data(&*self.rx.queue.kick, RX_KICK, on))?;
         ops.add(Events::with_data(&*self.tx.queue.kick, TX_KICK, on))?;
         ops.add(Events::with_data(&self.lane.wake, WAKE, on))?;
-        ops.add(Events::with_data(&self.rx_timer, RX_TIMER, on))?;
-        ops.add(Events::with_data(&self.tx_timer, TX_TIMER, on))?;
+        ops.add(Events::with_data(&self.lane.rx_timer, RX_TIMER, on))?;
+        ops.add(Events::with_data(&self.lane.tx_timer, TX_TIMER, on))?;
         match &self.control {
             Some(control) => ops.add(Events::with_data(&*control.queue.kick, CONTROL, on)),
             None => Ok(()),
