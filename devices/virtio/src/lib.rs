@@ -13,6 +13,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod blk;
+mod console;
 mod device;
 mod limit;
 mod limiter;
@@ -25,12 +26,14 @@ mod queue;
 mod rng;
 mod signal;
 mod timer;
+mod vsock;
 mod worker;
 
 pub use blk::{
     BackingError, Blk, Disk, DiskEngine, DiskError, DiskOptions, ResizeError, check_disk_kind,
     lock_file,
 };
+pub use console::{Console, PortHandle, PortSink};
 pub use device::{DeviceError, Status, Transition, VirtioDevice};
 pub use limit::{RateLimit, TokenBucket};
 pub use limiter::Limits;
@@ -50,6 +53,7 @@ pub use queue::{
 };
 pub use rng::{Entropy, Rng};
 pub use signal::{DeviceEvents, Interrupts, QueueInterrupt};
+pub use vsock::{Vsock, VsockBackend, VsockError, VsockHost};
 pub use worker::{AttachError, Attachment, DetachError, IoHandle, IoThread, SpawnError};
 
 #[cfg(test)]
