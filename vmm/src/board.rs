@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use testudo_arch::x86_64::cpuid::{self, CpuidError, CpuidRequest};
 use testudo_arch::x86_64::host::{
@@ -31,9 +32,10 @@ use crate::console::Console;
 use crate::devices::{DeviceError, OpenDevice, Place};
 use crate::host::Host;
 use crate::letters::Letters;
-use crate::plan::{PciPlan, Plan};
+use crate::plan::{PciPlan, Plan, WATCHDOG};
 use crate::spec::{Protocol, Seccomp, Spec};
 use crate::vcpu::{Guest, VcpuThread};
+use crate::watchdog::WatchdogTimer;
 
 /// The machine could not be built.
 #[derive(Debug, Error)]
@@ -127,11 +129,15 @@ pub(crate) struct Parts<'a> {
     pub(crate) devices: &'a Devices,
     pub(crate) letters: &'a Letters,
     pub(crate) io: &'a virtio_devices::IoThread,
+    /// The watchdog ended the guest's last life.
+    pub(crate) watchdog_fired: &'a Arc<AtomicBool>,
 }
 
 /// One VM. Fields are dropped in this order: first the vCPUs stop, then the devices go.
 pub(crate) struct Board {
     vcpus: Vec<VcpuThread>,
+    #[expect(dead_code, reason = "the guard of its timer's events")]
+    watchdog: Option<WatchdogTimer>,
     functions: Vec<Plugged>,
     #[expect(dead_code, reason = "guards of the platform devices' ranges")]
     platform: Vec<Mapping>,
@@ -185,6 +191,7 @@ impl Board {
             platform.held.push(buses.mmio.map(ecam, segment.ecam())?);
         }
         let mut counters = crate::virtio::DeviceCounters::default();
+        let mut watchdog = None;
         let functions = plan
             .pci
             .iter()
@@ -195,7 +202,8 @@ impl Board {
                     doorbells: Arc::new(KvmDoorbells::new(&vm)),
                     windows: Arc::clone(&windows),
                 };
-                plug(f, parts, &segment, wiring, &mut counters)
+                let extras = (&mut counters, &mut watchdog);
+                plug(f, parts, &segment, wiring, extras)
             })
             .collect::<Result<_, _>>()?;
 
@@ -211,6 +219,7 @@ impl Board {
         let vcpus = vcpus(parts, &vm, &entry.vcpu, &buses)?;
         Ok(Self {
             vcpus,
+            watchdog,
             functions,
             platform,
             ged,
@@ -304,11 +313,25 @@ fn plug(
     parts: &Parts<'_>,
     segment: &Segment,
     wiring: Wiring<'_>,
-    counters: &mut crate::virtio::DeviceCounters,
+    (counters, watchdog): (
+        &mut crate::virtio::DeviceCounters,
+        &mut Option<WatchdogTimer>,
+    ),
 ) -> Result<Plugged, BuildError> {
     let device = function.id.as_ref();
     let device = device.and_then(|id| Some((id, parts.devices.get(id)?)));
     let device: Box<dyn testudo_pci::PciFunction> = match device {
+        None if function.device == WATCHDOG => {
+            let mailbox: Arc<dyn Mailbox> = Arc::new(parts.letters.clone());
+            let io = parts.io.handle();
+            let made = crate::watchdog::watchdog(mailbox, parts.watchdog_fired, &io);
+            let (device, timer) = made.map_err(|source| BuildError::Device {
+                what: "the watchdog",
+                source,
+            })?;
+            *watchdog = Some(timer);
+            Box::new(device)
+        }
         None => Box::new(HostBridge::new()),
         Some((id, device)) => {
             let model = device.model(&Place {

@@ -23,7 +23,7 @@ use testudo_protocol::{
     Ended, Event, Failure, FailureKind, Listener, Outcome, Phase, Reply, Request, Verb,
 };
 
-use crate::devices::{self, Adjust, AdjustError};
+use crate::devices::{self, Adjust, AdjustError, OnWatchdog};
 use crate::letters::{Letter, Letters};
 use crate::machine::Machine;
 use crate::seccomp::{ThreadKind, apply};
@@ -158,22 +158,41 @@ impl Control {
                 self.tell("power-off", None);
                 self.end(Ended::PowerOff);
             }
-            GuestEvent::Reset => {
-                self.tell("reset", None);
-                match self.machine.spec().on_reset {
-                    OnReset::Exit => self.end(Ended::Reset),
-                    OnReset::Reboot => self.reboot(),
-                }
-            }
+            GuestEvent::Reset => self.reset(),
             GuestEvent::Panicked => {
                 self.tell("panic", None);
                 if self.machine.spec().on_panic == OnPanic::Exit {
                     self.end(Ended::Panic);
                 }
             }
+            GuestEvent::Watchdog => self.hung(),
             GuestEvent::CrashLoaded => self.tell("crash-dump", None),
             GuestEvent::DebugPort(byte) => self.tell("debug-port", Some(byte.into())),
             other => log::debug!("nobody waits for {other:?}"),
+        }
+    }
+
+    fn reset(&mut self) {
+        self.tell("reset", None);
+        match self.machine.spec().on_reset {
+            OnReset::Exit => self.end(Ended::Reset),
+            OnReset::Reboot => self.reboot(),
+        }
+    }
+
+    fn hung(&mut self) {
+        log::warn!("the guest is hung: it does not reload its watchdog");
+        self.tell("watchdog", None);
+        match self.machine.spec().watchdog {
+            Some(OnWatchdog::Reset) => self.reset(),
+            Some(OnWatchdog::Exit) => self.end(Ended::Watchdog),
+            Some(OnWatchdog::Pause) if self.machine.phase() == Phase::Running => {
+                match self.machine.pause() {
+                    Ok(()) => self.tell("paused", None),
+                    Err(stuck) => log::error!("{stuck}"),
+                }
+            }
+            _ => {}
         }
     }
 

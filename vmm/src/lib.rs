@@ -24,7 +24,9 @@ pub mod run;
 pub mod seccomp;
 mod signals;
 pub mod spec;
+mod unix_path;
 mod vcpu;
 mod virtio;
+mod watchdog;
 
 pub use console::keep_terminal;

@@ -1,6 +1,7 @@
 //! The machine: its RAM, its board, its console, its phase. Owned by the control thread.
 
 use std::io;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -108,6 +109,7 @@ struct Files {
     kernel: Image,
     initrd: Option<testudo_boot::Source>,
     devices: Devices,
+    watchdog_fired: Arc<AtomicBool>,
 }
 
 impl Files {
@@ -136,6 +138,7 @@ impl Files {
             kernel,
             initrd,
             devices,
+            watchdog_fired: Arc::default(),
         })
     }
 }
@@ -362,6 +365,7 @@ impl Files {
             devices: &self.devices,
             letters,
             io,
+            watchdog_fired: &self.watchdog_fired,
         }
     }
 }

@@ -9,6 +9,7 @@ use testudo_arch::x86_64::layout::{gsi, port};
 use testudo_arch::x86_64::mtrr::{self, MtrrError, MtrrPlan};
 use testudo_arch::x86_64::{MapError, MapRequest, MemoryMap, Topology};
 use testudo_boot::{Cmdline, CmdlineError};
+use testudo_legacy::I6300Esb;
 use testudo_pci::Bdf;
 use thiserror::Error;
 use virtio_devices::VirtioPci;
@@ -17,6 +18,11 @@ use vm_allocator::{AddressAllocator, AllocPolicy};
 use crate::devices::{DeviceError, Space};
 use crate::host::HostFacts;
 use crate::spec::Spec;
+
+/// The root bus's own function.
+pub(crate) const HOST_BRIDGE: &str = "host-bridge";
+/// The watchdog.
+pub(crate) const WATCHDOG: &str = "i6300esb";
 
 /// Highest PCI bus number: there is no bridge yet to put a bus behind.
 const LAST_BUS: u8 = 0;
@@ -299,7 +305,7 @@ fn pci(spec: &Spec, spaces: &[Space], map: &MemoryMap) -> Result<Vec<PciPlan>, P
     let mut memory_room = Room::new(map.hotplug_ram());
     let mut functions = vec![PciPlan {
         bdf: Bdf::HOST_BRIDGE,
-        device: "host-bridge",
+        device: HOST_BRIDGE,
         id: None,
         bars: BTreeMap::new(),
         memory: None,
@@ -337,7 +343,32 @@ fn pci(spec: &Spec, spaces: &[Space], map: &MemoryMap) -> Result<Vec<PciPlan>, P
             memory,
         });
     }
+    if spec.watchdog.is_some() {
+        functions.push(watchdog(functions.len(), map)?);
+    }
     Ok(functions)
+}
+
+/// The watchdog in `slot`; its BAR has 32 bits.
+fn watchdog(slot: usize, map: &MemoryMap) -> Result<PciPlan, PlanError> {
+    let device = WATCHDOG;
+    let slot = u8::try_from(slot).map_err(|_| PlanError::NoSlot { device })?;
+    let bdf = Bdf::new(0, slot, 0).ok_or(PlanError::NoSlot { device })?;
+    let (bar, size, window) = (I6300Esb::BAR, I6300Esb::BAR_SIZE, map.mmio32());
+    let at = Room::new(Some(window)).take(size, size);
+    let at = at.ok_or(PlanError::NoBarRoom {
+        device,
+        bar,
+        size,
+        window,
+    })?;
+    Ok(PciPlan {
+        bdf,
+        device,
+        id: None,
+        bars: BTreeMap::from([(bar, at)]),
+        memory: None,
+    })
 }
 
 /// Bytes of guest address space to keep for the devices' own memory, alignment included.

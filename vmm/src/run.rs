@@ -20,6 +20,7 @@ pub fn exit_status(ended: Ended) -> u8 {
         Ended::Failed => 1,
         Ended::Reset => 3,
         Ended::Panic => 4,
+        Ended::Watchdog => 5,
     }
 }
 

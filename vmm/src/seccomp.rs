@@ -44,6 +44,8 @@ impl ThreadKind {
     pub const NET: Self = Self("net");
     /// Serves a disk.
     pub const BLK: Self = Self("blk");
+    /// Serves the sockets between guest and host.
+    pub const VSOCK: Self = Self("vsock");
 }
 
 /// A filter could not be applied.
@@ -141,6 +143,7 @@ mod tests {
             ThreadKind::VCPU,
             ThreadKind::BLK,
             ThreadKind::PMEM,
+            ThreadKind::VSOCK,
         ] {
             assert!(kind.profile().is_some(), "{kind}");
         }

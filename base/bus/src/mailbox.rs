@@ -12,6 +12,8 @@ pub enum GuestEvent {
     Panicked,
     /// The guest's kernel panicked and is writing a crash dump (pvpanic).
     CrashLoaded,
+    /// The guest enabled its watchdog and has not reloaded it in time: it is hung.
+    Watchdog,
     /// The guest wrote this value to the debug port (0x80).
     DebugPort(u8),
     /// The guest ejects the device in this hotplug slot (ACPI `_EJ0`).

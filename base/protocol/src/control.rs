@@ -194,6 +194,8 @@ pub enum Ended {
     Reset,
     /// The guest's kernel panicked.
     Panic,
+    /// The guest was hung, as its watchdog found.
+    Watchdog,
     /// A client or a signal ended it.
     Stopped,
     /// The VMM could not go on.
@@ -238,7 +240,8 @@ pub struct Event {
     /// Microseconds since the VMM process started.
     pub at_us: u64,
     /// What happened, in words a script can match: `running`, `paused`, `resumed`, `reset`,
-    /// `power-off`, `panic`, `crash-dump`, `power-button`, `debug-port`, `ended`.
+    /// `power-off`, `panic`, `crash-dump`, `power-button`, `debug-port`, `watchdog`,
+    /// `ended`.
     pub what: String,
     /// A value that belongs to it, such as the byte written to the debug port.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -88,7 +88,15 @@ pub const BATCHES: [Batch; 3] = [
         memory: "4G",
         hugepages: 0,
         timeout: 2400,
-        tests: || [tests::userland::TESTS, tests::pmem::TESTS].concat(),
+        tests: || {
+            [
+                tests::userland::TESTS,
+                tests::pmem::TESTS,
+                tests::vsock::TESTS,
+                tests::watchdog::TESTS,
+            ]
+            .concat()
+        },
     },
 ];
 

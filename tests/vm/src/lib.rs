@@ -23,6 +23,7 @@ mod journal;
 mod junit;
 mod launch;
 mod outcome;
+mod pattern;
 pub mod runner;
 mod running;
 mod smaps;

@@ -12,6 +12,8 @@ pub(crate) mod isolation;
 pub(crate) mod memory;
 pub(crate) mod pmem;
 pub(crate) mod userland;
+pub(crate) mod vsock;
+pub(crate) mod watchdog;
 
 use std::time::Duration;
 

@@ -5,7 +5,7 @@ use std::io;
 use clap::Args;
 use thiserror::Error;
 
-use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig};
+use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig, VsockConfig, WatchdogConfig};
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
     AffinityConfig, BootConfig, ByteSize, Config, ConsoleConfig, CpusConfig, MemoryConfig, OnPanic,
@@ -62,6 +62,12 @@ pub struct MachineArgs {
     /// queue pairs `fds=N:N…`. May be repeated.
     #[arg(long = "net", value_name = "tap=NAME")]
     pub nets: Vec<String>,
+    /// Stream sockets between guest and host: `cid=N,socket=PATH|fd=N[,connect=PATH][,streams=N][,id=NAME]`.
+    #[arg(long, value_name = "cid=N,socket=PATH")]
+    pub vsock: Option<String>,
+    /// Watchdog: `on`, `off`, or `on,action=reset|exit|pause|notify`.
+    #[arg(long, value_name = "on|off")]
+    pub watchdog: Option<String>,
     /// Control socket to listen on.
     #[arg(long, value_name = "PATH")]
     pub control: Option<Source>,
@@ -163,6 +169,12 @@ impl MachineArgs {
         if !self.pmem.is_empty() {
             let read = |argument: &String| device("pmem", argument, PmemConfig::from_flag);
             config.pmem = self.pmem.iter().map(read).collect::<Result<_, _>>()?;
+        }
+        if let Some(argument) = &self.vsock {
+            config.vsock = Some(device("vsock", argument, VsockConfig::from_flag)?);
+        }
+        if let Some(argument) = &self.watchdog {
+            config.watchdog = device("watchdog", argument, WatchdogConfig::from_flag)?;
         }
         let cpus = &mut config.cpus;
         cpus.phys_bits = self.phys_bits.or(cpus.phys_bits);

@@ -4,19 +4,20 @@
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::{Path, PathBuf};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::unix_path::BoundSocket;
+
 /// Output kept while nobody is connected; older bytes make room.
 const KEPT: usize = 64 * 1024;
 
-/// The listening socket; dropping it removes its path.
+/// The listening socket and its client.
 pub(super) struct Listening {
-    listener: UnixListener,
-    path: PathBuf,
+    bound: BoundSocket,
     shared: Arc<Shared>,
 }
 
@@ -39,18 +40,8 @@ impl Shared {
 
 impl Listening {
     pub(super) fn bind(path: &Path, stalled: Arc<EventFd>) -> io::Result<Self> {
-        let listener = match UnixListener::bind(path) {
-            // What a killed VMM left; a live one still answers.
-            Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_stale(path) => {
-                std::fs::remove_file(path)?;
-                UnixListener::bind(path)
-            }
-            bound => bound,
-        }?;
-        listener.set_nonblocking(true)?;
         Ok(Self {
-            listener,
-            path: path.to_path_buf(),
+            bound: BoundSocket::bind(path)?,
             shared: Arc::new(Shared {
                 state: Mutex::default(),
                 stalled,
@@ -63,7 +54,7 @@ impl Listening {
     }
 
     pub(super) fn listener_fd(&self) -> RawFd {
-        self.listener.as_raw_fd()
+        self.bound.as_raw_fd()
     }
 
     pub(super) fn client_fd(&self) -> Option<RawFd> {
@@ -72,7 +63,7 @@ impl Listening {
 
     /// Takes a waiting client. If there is one already the newcomer is turned away.
     pub(super) fn accept(&self) -> io::Result<bool> {
-        let (stream, _) = self.listener.accept()?;
+        let (stream, _) = self.bound.listener().accept()?;
         let mut state = self.shared.lock();
         if state.client.is_some() {
             return Ok(false);
@@ -96,18 +87,6 @@ impl Listening {
                 Ok(0)
             }
         }
-    }
-}
-
-fn is_stale(path: &Path) -> bool {
-    use std::os::unix::fs::FileTypeExt;
-    std::fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
-        && matches!(UnixStream::connect(path), Err(e) if e.kind() == io::ErrorKind::ConnectionRefused)
-}
-
-impl Drop for Listening {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
     }
 }
 
@@ -188,20 +167,5 @@ mod tests {
         drop(client);
         assert_eq!(console.read(&mut [0; 8]).unwrap(), 0);
         assert!(console.client_fd().is_none());
-    }
-
-    #[test]
-    fn the_path_goes_with_the_console_and_a_stale_one_is_replaced() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("console");
-        drop(UnixListener::bind(&path).unwrap());
-        let console = listening(dir.path());
-        let stalled = Arc::new(EventFd::new(EFD_NONBLOCK).unwrap());
-        assert!(
-            Listening::bind(&path, stalled).is_err(),
-            "a live console keeps its path"
-        );
-        drop(console);
-        assert!(!path.exists());
     }
 }

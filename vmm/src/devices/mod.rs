@@ -14,6 +14,8 @@ mod disk;
 mod net;
 mod pmem;
 mod rng;
+mod vsock;
+mod watchdog;
 
 use std::collections::BTreeSet;
 use std::error::Error as StdError;
@@ -33,6 +35,8 @@ pub use disk::DiskConfig;
 pub use net::{MacAddress, NetConfig};
 pub use pmem::PmemConfig;
 pub use rng::RngConfig;
+pub use vsock::VsockConfig;
+pub use watchdog::{OnWatchdog, WatchdogConfig};
 
 /// Id of the device that grows and shrinks the guest's memory.
 pub(crate) const MEMORY: &str = "memory";
@@ -221,6 +225,9 @@ pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, B
     }
     for (index, pmem) in config.pmem.iter().enumerate() {
         list.add(Some(pmem.check(index)))?;
+    }
+    if let Some(vsock) = &config.vsock {
+        list.add(Some(vsock.check()?))?;
     }
     Ok(list.devices)
 }

@@ -11,7 +11,7 @@ use testudo_arch::x86_64::{Topology, TopologyError};
 use testudo_memory::{Backing, HugePages, Prefault, Share};
 use thiserror::Error;
 
-use crate::devices::{self, BadDevice, DeviceSpec};
+use crate::devices::{self, BadDevice, DeviceSpec, OnWatchdog};
 
 use super::config::{Config, ConsoleConfig, CpusConfig, MemoryConfig};
 use super::{ByteSize, CpuList, CpuListError, OnPanic, OnReset, Protocol, Seccomp, Source};
@@ -36,6 +36,8 @@ pub struct Spec {
     pub console: ConsoleConfig,
     /// Virtio devices in the order of their PCI slots.
     pub(crate) devices: Vec<Arc<dyn DeviceSpec>>,
+    /// What happens when the guest is hung; `None` without a watchdog.
+    pub watchdog: Option<OnWatchdog>,
     /// Control socket.
     pub control: Option<Source>,
     /// The KVM device.
@@ -186,6 +188,7 @@ impl Config {
     /// Checks everything the words alone can tell.
     pub fn check(self) -> Result<Spec, SpecError> {
         let devices = devices::from_config(&self)?;
+        let watchdog = self.watchdog.check()?;
         let boot = self.boot.ok_or(SpecError::NoKernel)?;
         let spec = Spec {
             boot: Boot {
@@ -198,6 +201,7 @@ impl Config {
             memory: memory(&self.memory)?,
             console: self.console,
             devices,
+            watchdog,
             control: self.control,
             kvm: self.kvm.unwrap_or_else(|| Source::Path("/dev/kvm".into())),
             on_reset: self.on_reset,

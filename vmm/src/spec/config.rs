@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ByteSize, Source};
-use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig};
+use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig, VsockConfig, WatchdogConfig};
 
 /// A virtual machine, as a configuration file describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -30,6 +30,10 @@ pub struct Config {
     pub pmem: Vec<PmemConfig>,
     /// Network devices, in the order in which the guest finds them.
     pub nets: Vec<NetConfig>,
+    /// Stream sockets between guest and host.
+    pub vsock: Option<VsockConfig>,
+    /// A watchdog; off by default.
+    pub watchdog: WatchdogConfig,
     /// Control socket: a path to bind, or `fd:N` for a listening `SOCK_SEQPACKET` socket.
     pub control: Option<Source>,
     /// The KVM device: a path, or `fd:N`. Default `/dev/kvm`.

@@ -1,5 +1,5 @@
 //! `/init` of the guests that VM tests and boot measurements start. It owns the guest's user space:
-//! one process, one thread, no files but those the kernel offers.
+//! one process, no files but those the kernel offers.
 //!
 //! In order: the boot mark to port 0x80; `/proc`, `/sys`, `/dev`, debugfs; the [orders](orders) of
 //! the command line, one after the other; power-off. With nothing but `poweroff` ordered it prints
@@ -18,8 +18,11 @@ mod kmsg;
 mod modules;
 mod netlink;
 mod orders;
+mod pattern;
 mod port;
 mod userland;
+mod vsock;
+mod watchdog;
 
 use std::io;
 use std::process::ExitCode;
@@ -105,6 +108,12 @@ fn carry_out(console: &mut Console, order: &Order) -> io::Result<()> {
         Order::Hang => {
             console.line("HANGING");
             end::hang(console)
+        }
+        Order::VsockServe(port) => vsock::serve(console, *port)?,
+        Order::VsockDial(port, streams, kib) => vsock::dial(console, *port, *streams, *kib)?,
+        Order::VsockRefused(port) => vsock::refused(console, *port),
+        Order::Watchdog(seconds, times, close) => {
+            watchdog::feed(console, *seconds, *times, *close)?;
         }
         Order::Port80(value) => port::write_debug_port(*value)?,
         Order::WaitButton => {

@@ -69,6 +69,16 @@ pub(crate) enum Order {
     SleepForever,
     /// `hang`: one CPU spins for ever.
     Hang,
+    /// `vsock-serve=PORT`: does on that port of the guest what connections ask for, until `quit`.
+    VsockServe(u32),
+    /// `vsock-dial=PORT:STREAMS:KIB`: so many connections to the host at once, each sending and
+    /// getting back so much.
+    VsockDial(u32, u64, u64),
+    /// `vsock-refused=PORT`: tries to connect to the host and tells what came of it.
+    VsockRefused(u32),
+    /// `watchdog=SECONDS:TIMES`: starts the watchdog and feeds it so many times, every half second;
+    /// `watchdog-stop` stops it afterwards.
+    Watchdog(i32, u32, bool),
     /// `port80=VALUE`: a byte to the debug port.
     Port80(u8),
     /// `wait-button`: powers off once the ACPI power button is pressed.
@@ -129,6 +139,20 @@ impl Order {
             "sleep" => value?.parse().ok().map(Order::Sleep),
             "sleep-forever" => plain(Order::SleepForever),
             "hang" => plain(Order::Hang),
+            "vsock-serve" => value?.parse().ok().map(Order::VsockServe),
+            "vsock-dial" => {
+                let mut words = value?.split(':');
+                let port = words.next()?.parse().ok()?;
+                let streams = words.next()?.parse().ok()?;
+                let kib = words.next()?.parse().ok()?;
+                Some(Order::VsockDial(port, streams, kib))
+            }
+            "vsock-refused" => value?.parse().ok().map(Order::VsockRefused),
+            "watchdog" | "watchdog-stop" => {
+                let (seconds, times) = value?.split_once(':')?;
+                let (seconds, times) = (seconds.parse().ok()?, times.parse().ok()?);
+                Some(Order::Watchdog(seconds, times, verb == "watchdog-stop"))
+            }
             "port80" => byte(value?).map(Order::Port80),
             "wait-button" => plain(Order::WaitButton),
             "poweroff" => plain(Order::PowerOff),
@@ -210,10 +234,11 @@ mod tests {
         let line = "testudo.do=facts,dmesg,dmesg=4,modules,msr,percpu,touch=16,rng,entropy,serial-flood=1,echo,\
                     script,time,say=hi,sleep=5,sleep-forever,hang,port80=0x41,port80=7,wait-button,poweroff,\
                     reboot,reboot=acpi,reboot=kbd,reboot=triple,reboot=pci,triple-fault,panic,exit,
-                    agent,dax=pmem0:ext4,dax=pmem0:erofs:ro,read=data,write=new:4,poke=pmem0";
+                    agent,dax=pmem0:ext4,dax=pmem0:erofs:ro,read=data,write=new:4,poke=pmem0,
+                    vsock-serve=5000,vsock-dial=80:200:64,vsock-refused=9,watchdog=3:4,watchdog-stop=3:4";
         let line = line.replace(char::is_whitespace, "");
         let all = parsed(&line);
-        assert_eq!(all.len(), 35);
+        assert_eq!(all.len(), 40);
         assert!(
             !all.iter().any(|o| matches!(o, Order::Unknown(_))),
             "{all:?}"
@@ -234,6 +259,7 @@ mod tests {
             "dax=pmem0",
             "dax=pmem0:ext4:rw",
             "write=new",
+            "vsock-dial=80",
         ] {
             let line = format!("testudo.do={bad}");
             assert_eq!(parsed(&line), [Order::Unknown(bad.to_owned())]);
