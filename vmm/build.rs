@@ -57,7 +57,9 @@ fn main() {
             let program = filters
                 .get(thread)
                 .unwrap_or_else(|| panic!("{path}: no `{thread}`"));
-            let name = format!("{thread}_{action}").to_uppercase();
+            let name = format!("{thread}_{action}")
+                .replace('-', "_")
+                .to_uppercase();
             writeln!(code, "static {name}: [Instruction; {}] = [", program.len())
                 .expect("a string takes all");
             for i in program {

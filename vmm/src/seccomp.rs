@@ -38,6 +38,8 @@ impl ThreadKind {
     pub const IO: Self = Self("io");
     /// Flushes the file of a pmem device.
     pub const PMEM: Self = Self("pmem");
+    /// Talks to a vhost-user back-end.
+    pub const VHOST_USER: Self = Self("vhost-user");
     /// Runs a vCPU.
     pub const VCPU: Self = Self("vcpu");
     /// Serves a queue pair of a network device.
@@ -144,6 +146,7 @@ mod tests {
             ThreadKind::BLK,
             ThreadKind::PMEM,
             ThreadKind::VSOCK,
+            ThreadKind::VHOST_USER,
         ] {
             assert!(kind.profile().is_some(), "{kind}");
         }

@@ -12,7 +12,7 @@ use testudo_bus::{
 };
 use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
 use testudo_pci::PciFunction;
-use vm_memory::{Bytes, GuestAddress};
+use vm_memory::{Bytes, FileOffset, GuestAddress};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::{IoHandle, IoThread, Status, VirtioModel, VirtioPci, Wiring, features};
@@ -231,8 +231,13 @@ pub(crate) fn used_from(ram: &RamView, areas: &Areas, from: u16) -> Vec<(u32, u3
         .collect()
 }
 
+/// RAM that can be shared with a back-end.
 pub(crate) fn ram() -> RamView {
-    RamView::from_ranges(&[(GuestAddress(0), RAM_SIZE)]).unwrap()
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let file = std::fs::File::from(rustix::fs::memfd_create("ram", flags).unwrap());
+    file.set_len(RAM_SIZE as u64).unwrap();
+    let file = Some(FileOffset::new(file, 0));
+    RamView::from_ranges_with_files([(GuestAddress(0), RAM_SIZE, file)]).unwrap()
 }
 
 /// A machine with one virtio-pci function and a driver for it.
@@ -372,6 +377,17 @@ impl Driver {
         }
         self.driver_ok();
         assert_eq!(self.status(), 0x0f);
+    }
+
+    /// Like [`start_full`](Self::start_full), for a device that may find out that it cannot.
+    pub(crate) fn start_full_or_broken(&mut self) {
+        let offered = self.offered();
+        assert!(self.negotiate(offered));
+        self.put_u16(reg::CONFIG_VECTOR, 0);
+        for queue in 0..self.u16(reg::NUM_QUEUES) {
+            self.set_up(queue, &Areas::of(queue, 16));
+        }
+        self.driver_ok();
     }
 
     /// Like [`start`](Self::start), with everything that is offered.

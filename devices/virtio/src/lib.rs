@@ -26,6 +26,7 @@ mod queue;
 mod rng;
 mod signal;
 mod timer;
+mod vhost_user;
 mod vsock;
 mod worker;
 
@@ -53,6 +54,9 @@ pub use queue::{
 };
 pub use rng::{Entropy, Rng};
 pub use signal::{DeviceEvents, Interrupts, QueueInterrupt};
+pub use vhost_user::{
+    Backend, Malformed, PeerError, VhostUser, VhostUserError, VhostUserKind, VhostUserOptions,
+};
 pub use vsock::{Vsock, VsockBackend, VsockError, VsockHost};
 pub use worker::{AttachError, Attachment, DetachError, IoHandle, IoThread, SpawnError};
 

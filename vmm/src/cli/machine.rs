@@ -5,7 +5,9 @@ use std::io;
 use clap::Args;
 use thiserror::Error;
 
-use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig, VsockConfig, WatchdogConfig};
+use crate::devices::{
+    DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig, WatchdogConfig,
+};
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
     AffinityConfig, BootConfig, ByteSize, Config, ConsoleConfig, CpusConfig, MemoryConfig, OnPanic,
@@ -68,6 +70,11 @@ pub struct MachineArgs {
     /// Watchdog: `on`, `off`, or `on,action=reset|exit|pause|notify`.
     #[arg(long, value_name = "on|off")]
     pub watchdog: Option<String>,
+    /// A device whose queues another process serves: `net|fs|blk,socket=PATH|fd=N[,id=NAME][,tag=TAG]`
+    /// `[,mac=ADDRESS][,queues=N][,queue-size=N][,reconnect]`. Needs `--memory SIZE,shared`. May be
+    /// repeated.
+    #[arg(long = "vhost-user", value_name = "KIND,socket=PATH")]
+    pub vhost_user: Vec<String>,
     /// Control socket to listen on.
     #[arg(long, value_name = "PATH")]
     pub control: Option<Source>,
@@ -175,6 +182,10 @@ impl MachineArgs {
         }
         if let Some(argument) = &self.watchdog {
             config.watchdog = device("watchdog", argument, WatchdogConfig::from_flag)?;
+        }
+        if !self.vhost_user.is_empty() {
+            let read = VhostUserConfig::from_flag;
+            config.vhost_user = devices("vhost-user", &self.vhost_user, read)?;
         }
         let cpus = &mut config.cpus;
         cpus.phys_bits = self.phys_bits.or(cpus.phys_bits);

@@ -14,6 +14,7 @@ mod disk;
 mod net;
 mod pmem;
 mod rng;
+mod vhost_user;
 mod vsock;
 mod watchdog;
 
@@ -35,6 +36,7 @@ pub use disk::DiskConfig;
 pub use net::{MacAddress, NetConfig};
 pub use pmem::PmemConfig;
 pub use rng::RngConfig;
+pub use vhost_user::VhostUserConfig;
 pub use vsock::VsockConfig;
 pub use watchdog::{OnWatchdog, WatchdogConfig};
 
@@ -228,6 +230,9 @@ pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, B
     }
     if let Some(vsock) = &config.vsock {
         list.add(Some(vsock.check()?))?;
+    }
+    for (number, device) in config.vhost_user.iter().enumerate() {
+        list.add(Some(device.check(number, &config.memory)?))?;
     }
     Ok(list.devices)
 }

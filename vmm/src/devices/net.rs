@@ -117,6 +117,13 @@ impl std::str::FromStr for MacAddress {
     }
 }
 
+impl MacAddress {
+    /// As it is sent.
+    pub(super) fn bytes(self) -> [u8; 6] {
+        self.0
+    }
+}
+
 impl TryFrom<String> for MacAddress {
     type Error = String;
     fn try_from(text: String) -> Result<Self, String> {

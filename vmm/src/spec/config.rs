@@ -8,7 +8,9 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::{ByteSize, Source};
-use crate::devices::{DiskConfig, NetConfig, PmemConfig, RngConfig, VsockConfig, WatchdogConfig};
+use crate::devices::{
+    DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig, WatchdogConfig,
+};
 
 /// A virtual machine, as a configuration file describes it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -34,6 +36,8 @@ pub struct Config {
     pub vsock: Option<VsockConfig>,
     /// A watchdog; off by default.
     pub watchdog: WatchdogConfig,
+    /// Devices whose queues other processes serve.
+    pub vhost_user: Vec<VhostUserConfig>,
     /// Control socket: a path to bind, or `fd:N` for a listening `SOCK_SEQPACKET` socket.
     pub control: Option<Source>,
     /// The KVM device: a path, or `fd:N`. Default `/dev/kvm`.
