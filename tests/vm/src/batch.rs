@@ -94,6 +94,7 @@ pub const BATCHES: [Batch; 3] = [
                 tests::pmem::TESTS,
                 tests::vsock::TESTS,
                 tests::watchdog::TESTS,
+                tests::vhost_user::TESTS,
             ]
             .concat()
         },

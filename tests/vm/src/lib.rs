@@ -22,6 +22,7 @@ mod facts;
 mod journal;
 mod junit;
 mod launch;
+mod net_backend;
 mod outcome;
 mod pattern;
 pub mod runner;

@@ -12,6 +12,7 @@ pub(crate) mod isolation;
 pub(crate) mod memory;
 pub(crate) mod pmem;
 pub(crate) mod userland;
+pub(crate) mod vhost_user;
 pub(crate) mod vsock;
 pub(crate) mod watchdog;
 
