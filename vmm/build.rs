@@ -2,13 +2,19 @@
 
 #![allow(
     clippy::expect_used,
+    clippy::indexing_slicing,
     clippy::panic,
     reason = "a build script fails by panicking"
 )]
 
+#[path = "build/tree.rs"]
+mod tree;
+
 use std::fmt::Write;
 use std::path::Path;
 use std::{env, fs};
+
+use seccompiler::sock_filter;
 
 /// Functions that the standard library refers to weakly, to do without them on an old libc. When
 /// fat LTO merges such a reference with one of ours, nothing pulls the function out of a static
@@ -34,6 +40,7 @@ fn main() {
         panic!("seccompiler knows no system calls of {arch}: there are no filters for it yet")
     });
     println!("cargo::rerun-if-changed=seccomp");
+    println!("cargo::rerun-if-changed=build");
     let mut threads: Vec<String> = fs::read_dir("seccomp")
         .expect("the profiles are in the package")
         .filter_map(|entry| {
@@ -43,36 +50,70 @@ fn main() {
         })
         .collect();
     threads.sort();
-    let mut code = String::new();
-    let mut table = String::from("pub(super) static PROFILES: &[Profile] = &[\n");
+    let (mut searching, mut linear) = (Table::default(), Table::default());
     for thread in &threads {
         let path = format!("seccomp/{thread}.json");
         println!("cargo::rerun-if-changed={path}");
         let text = fs::read_to_string(&path).expect("the profile is in the package");
-        write!(table, "    Profile {{ name: {thread:?}").expect("a string takes all");
-        for action in ["kill_process", "log"] {
+        let [kill, log] = ["kill_process", "log"].map(|action| {
             let text = text.replacen("\"kill_process\"", &format!("\"{action}\""), 1);
-            let filters = seccompiler::compile_from_json(text.as_bytes(), target)
+            let mut filters = seccompiler::compile_from_json(text.as_bytes(), target)
                 .unwrap_or_else(|error| panic!("{path}: {error}"));
-            let program = filters
-                .get(thread)
-                .unwrap_or_else(|| panic!("{path}: no `{thread}`"));
-            let name = format!("{thread}_{action}")
-                .replace('-', "_")
-                .to_uppercase();
-            writeln!(code, "static {name}: [Instruction; {}] = [", program.len())
-                .expect("a string takes all");
-            for i in program {
-                writeln!(code, "    ({}, {}, {}, {}),", i.code, i.jt, i.jf, i.k)
-                    .expect("a string takes all");
-            }
-            code.push_str("];\n");
-            write!(table, ", {action}: &{name}").expect("a string takes all");
-        }
-        table.push_str(" },\n");
+            filters
+                .remove(thread)
+                .unwrap_or_else(|| panic!("{path}: no `{thread}`"))
+        });
+        searching.add(thread, &tree::search(&kill), &tree::search(&log));
+        linear.add(thread, &kill, &log);
     }
-    code.push_str(&table);
-    code.push_str("];\n");
     let out = env::var("OUT_DIR").expect("cargo sets OUT_DIR");
-    fs::write(Path::new(&out).join("seccomp.rs"), code).expect("OUT_DIR is writable");
+    let write = |name: &str, table: &Table| {
+        fs::write(Path::new(&out).join(name), table.code()).expect("OUT_DIR is writable");
+    };
+    write("seccomp.rs", &searching);
+    // What the tests hold the others against.
+    write("seccomp_linear.rs", &linear);
+}
+
+/// Rust code of a table of profiles.
+#[derive(Default)]
+struct Table {
+    programs: String,
+    rows: String,
+}
+
+impl Table {
+    fn add(&mut self, thread: &str, kill_process: &[sock_filter], log: &[sock_filter]) {
+        let kill_process = self.program(thread, "kill_process", kill_process);
+        let log = self.program(thread, "log", log);
+        writeln!(
+            self.rows,
+            "    Profile {{ name: {thread:?}, kill_process: &{kill_process}, log: &{log} }},"
+        )
+        .expect("a string takes all");
+    }
+
+    fn program(&mut self, thread: &str, action: &str, program: &[sock_filter]) -> String {
+        let name = format!("{thread}_{action}")
+            .replace('-', "_")
+            .to_uppercase();
+        let len = program.len();
+        writeln!(self.programs, "static {name}: [Instruction; {len}] = [")
+            .expect("a string takes all");
+        for i in program {
+            writeln!(
+                self.programs,
+                "    ({}, {}, {}, {}),",
+                i.code, i.jt, i.jf, i.k
+            )
+            .expect("a string takes all");
+        }
+        self.programs.push_str("];\n");
+        name
+    }
+
+    fn code(&self) -> String {
+        let Self { programs, rows } = self;
+        format!("{programs}pub(super) static PROFILES: &[Profile] = &[\n{rows}];\n")
+    }
 }
