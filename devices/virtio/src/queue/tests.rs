@@ -431,3 +431,87 @@ proptest! {
         prop_assert_eq!(heads, held);
     }
 }
+
+#[derive(Debug, Clone, Copy)]
+enum Work {
+    Offer,
+    Pop,
+    /// One of those in flight, wherever it is among them.
+    Push(prop::sample::Index),
+    /// The last that was popped, if it is still in flight.
+    Undo,
+}
+
+fn work() -> impl Strategy<Value = Work> {
+    prop_oneof![
+        3 => Just(Work::Offer),
+        3 => Just(Work::Pop),
+        2 => any::<prop::sample::Index>().prop_map(Work::Push),
+        1 => Just(Work::Undo),
+    ]
+}
+
+proptest! {
+    /// In whatever order chains are offered, popped, put back and returned, and wherever the indices
+    /// are when they wrap: chains come in the order offered, each once, and the used ring has them in
+    /// the order returned.
+    #[test]
+    fn index_arithmetic_keeps_the_books(
+        start in prop_oneof![any::<u16>(), 0xfff0_u16..=0xffff],
+        steps in prop::collection::vec(work(), 0..200),
+    ) {
+        let mut bench = Bench::new(8, features::EVENT_IDX);
+        for at in [bench.areas.avail + 2, bench.areas.used + 2] {
+            put_u16(&bench.ram, at, start);
+        }
+        bench.queue.continue_at(&bench.ram, start).unwrap();
+        let mut free: std::collections::VecDeque<u16> = (0..8).collect();
+        let mut offered = std::collections::VecDeque::new();
+        let mut flying: Vec<(u16, Chain)> = Vec::new();
+        let (mut last, mut taken, mut returned) = (None, 0_u16, Vec::new());
+        for step in steps {
+            match step {
+                Work::Offer => {
+                    if let Some(head) = free.pop_front() {
+                        bench.offer(head);
+                        offered.push_back(head);
+                    }
+                }
+                Work::Pop => {
+                    let chain = bench.queue.pop(&bench.ram).unwrap();
+                    prop_assert_eq!(chain.is_some(), !offered.is_empty());
+                    if let (Some(chain), Some(head)) = (chain, offered.pop_front()) {
+                        let address = BUFFERS + u64::from(head) * 64;
+                        prop_assert_eq!(chain.writable()[0].address.0, address);
+                        flying.push((head, chain));
+                        (last, taken) = (Some(head), taken.wrapping_add(1));
+                    }
+                }
+                Work::Push(which) => {
+                    if !flying.is_empty() {
+                        let (head, chain) = flying.remove(which.index(flying.len()));
+                        last = last.filter(|last| *last != head);
+                        bench.push(chain, head.into());
+                        returned.push((u32::from(head), u32::from(head)));
+                        free.push_back(head);
+                    }
+                }
+                Work::Undo => {
+                    if let Some(head) = last.take() {
+                        let (_, chain) = flying.pop().unwrap();
+                        bench.queue.undo_pop(chain);
+                        offered.push_front(head);
+                        taken = taken.wrapping_sub(1);
+                    }
+                }
+            }
+            let used = u16::try_from(returned.len()).unwrap();
+            let positions = (start.wrapping_add(taken), start.wrapping_add(used));
+            prop_assert_eq!(bench.queue.positions(), positions);
+            prop_assert_eq!(usize::from(bench.queue.in_flight()), flying.len());
+        }
+        let from = returned.len().saturating_sub(8);
+        let ring = used_from(&bench.ram, &bench.areas, start.wrapping_add(u16::try_from(from).unwrap()));
+        prop_assert_eq!(&ring, &returned[from..]);
+    }
+}
