@@ -182,7 +182,7 @@ fact size "$(blockdev --getsize64 /dev/vdb)"
 fact queues "$(ls /sys/block/vdb/mq | wc -l)"
 fact mark "$(dd if=/dev/vdb bs=16 count=1 skip=256 2> /dev/null)"
 fio --name=verify --filename=/dev/vdb --offset=8M --size=4M --rw=randwrite --bs=4k --direct=1 \
-    --ioengine=libaio --iodepth=16 --verify=crc32c --do_verify=1 --output=/run/fio &
+    --ioengine=libaio --iodepth=16 --verify=crc32c --do_verify=1 --eta=never --output=/run/fio &
 sleep 1
 echo ready
 wait $!
@@ -190,7 +190,8 @@ fact fio "$(grep -c 'err= 0' /run/fio)"
 echo -n "from the guest.." | dd of=/dev/vdb bs=16 seek=512 conv=fsync,notrunc 2> /dev/null
 echo written
 read -r word
-fact lost "$(dd if=/dev/vdb of=/dev/null bs=4k count=1 iflag=direct 2>&1 | grep -c 'Input/output error')"
+dd if=/dev/vdb of=/dev/null bs=4k count=1 iflag=direct 2> /run/dd || true
+fact lost "$(grep -c 'Input/output error' /run/dd)"
 echo failed
 read -r word
 for n in $(seq 100); do
