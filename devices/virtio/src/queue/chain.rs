@@ -46,7 +46,17 @@ pub struct Buffer {
     pub len: u32,
 }
 
-/// A chain in flight. It must go back by [`VirtQueue::push`](super::VirtQueue::push).
+/// A chain in flight. It must go back by [`VirtQueue::push`](super::VirtQueue::push), once
+/// (CVE-2021-3748, CVE-2022-26353):
+///
+/// ```compile_fail,E0382
+/// # use testudo_memory::RamView;
+/// # use virtio_devices::{Chain, QueueFault, VirtQueue};
+/// fn twice(queue: &mut VirtQueue, ram: &RamView, chain: Chain) -> Result<(), QueueFault> {
+///     queue.push(ram, chain, 0)?;
+///     queue.push(ram, chain, 0)
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "a chain that is not pushed is lost to the driver"]
 pub struct Chain {

@@ -98,6 +98,27 @@ fn a_head_that_names_no_descriptor_is_a_fault() {
     assert!(matches!(err, QueueFault::Head { head: 4, size: 4 }));
 }
 
+/// CVE-2024-3446 and its like: a device that reads or writes a buffer in its own registers, and so
+/// comes to be called while it is at work. Registers are not guest RAM, wherever the driver puts them.
+#[test]
+fn buffers_in_registers_are_refused() {
+    let mut bench = Bench::new(4, 0);
+    let end = crate::driver::RAM_SIZE as u64;
+    let places = [0x8000_0000, 0xfee0_0000, 0xe000_0000, end, end - 32];
+    for (head, address) in (0_u16..).zip(places) {
+        for flags in [0, WRITE] {
+            let desc = Desc::new(address, 64, flags, 0);
+            write_desc(&bench.ram, bench.areas.desc, head % 4, desc);
+            offer(&bench.ram, &bench.areas, head % 4);
+            assert!(bench.queue.pop(&bench.ram).unwrap().is_none());
+        }
+    }
+    let counted = bench.queue.counters().malformed.load(Ordering::Relaxed);
+    assert_eq!(counted, 10);
+    let used = used_from(&bench.ram, &bench.areas, 8);
+    assert!(used.iter().all(|(_, len)| *len == 0), "{used:?}");
+}
+
 #[test]
 fn a_stock_of_chains_goes_back_in_order() {
     let mut bench = Bench::new(4, 0);
