@@ -95,6 +95,7 @@ pub const BATCHES: [Batch; 3] = [
                 tests::vsock::TESTS,
                 tests::watchdog::TESTS,
                 tests::vhost_user::TESTS,
+                tests::net::TESTS,
             ]
             .concat()
         },

@@ -10,6 +10,7 @@ pub(crate) mod ending;
 pub(crate) mod harness;
 pub(crate) mod isolation;
 pub(crate) mod memory;
+pub(crate) mod net;
 pub(crate) mod pmem;
 pub(crate) mod userland;
 pub(crate) mod vhost_user;
