@@ -1,9 +1,11 @@
 //! The host's side of network tests: taps, programs of the userland run in the lab itself, transfers
 //! of which every byte is compared.
+#![expect(unsafe_code, reason = "TUNSETIFF, which no safe wrapper offers")]
 
+use std::fs::File;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::context::Ctx;
@@ -93,6 +95,25 @@ impl Tap {
     }
 }
 
+/// A queue of a tap, opened here for the VMM to inherit.
+pub(super) fn open_queue(name: &str, flags: u16) -> Verdict<File> {
+    /// `_IOW('T', 202, int)`.
+    const TUNSETIFF: rustix::ioctl::Opcode = 0x4004_54ca;
+    let tun = File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/net/tun")?;
+    // `struct ifreq`: the name, then the flags.
+    let mut request = [0_u8; 40];
+    request[..name.len()].copy_from_slice(name.as_bytes());
+    request[16..18].copy_from_slice(&flags.to_ne_bytes());
+    // SAFETY: TUNSETIFF reads and fills a `struct ifreq`, which is 40 bytes.
+    let set = unsafe { rustix::ioctl::Updater::<TUNSETIFF, [u8; 40]>::new(&mut request) };
+    // SAFETY: as above; `set` lives as long as the call.
+    unsafe { rustix::ioctl::ioctl(&tun, set)? };
+    Ok(tun)
+}
+
 impl Drop for Tap {
     fn drop(&mut self) {
         // A test that failed has more to say than this would.
@@ -111,23 +132,22 @@ pub(super) fn ip(arguments: &[&str]) -> Verdict {
     Ok(())
 }
 
-/// A program of the userland, for the lab itself.
+/// A program of the userland, for the lab itself, with the libraries it came with.
 pub(super) fn tool(ctx: &Ctx, arguments: &[&str]) -> Command {
-    let mut chroot = Command::new("chroot");
-    chroot.arg(&ctx.images.userland_folder).args(arguments);
-    chroot.stdin(Stdio::null());
-    chroot
+    let usr = ctx.images.userland_folder.join("usr");
+    let libraries = usr.join("lib/x86_64-linux-gnu");
+    let mut command = Command::new(libraries.join("ld-linux-x86-64.so.2"));
+    command.arg("--library-path").arg(libraries);
+    if let Some((program, rest)) = arguments.split_first() {
+        command.arg(usr.join("bin").join(program)).args(rest);
+    }
+    command.stdin(Stdio::null());
+    command
 }
 
 /// Runs it; what it printed, if it succeeded.
 pub(super) fn run_tool(ctx: &Ctx, arguments: &[&str]) -> Verdict<String> {
     said(arguments, &tool(ctx, arguments).output()?)
-}
-
-pub(super) fn start_tool(ctx: &Ctx, arguments: &[&str]) -> Verdict<Child> {
-    let mut command = tool(ctx, arguments);
-    command.stdout(Stdio::piped()).stderr(Stdio::piped());
-    Ok(command.spawn()?)
 }
 
 pub(super) fn said(arguments: &[&str], output: &Output) -> Verdict<String> {
@@ -143,11 +163,28 @@ pub(super) fn said(arguments: &[&str], output: &Output) -> Verdict<String> {
     Ok(text)
 }
 
-/// Bits a second that iperf3 received.
-pub(super) fn iperf_rate(report: &str) -> Verdict<f64> {
+/// Megabits a second that iperf3 moves from this host to the guest, or the other way; the guest
+/// listens.
+pub(super) fn iperf(ctx: &Ctx, tap: &Tap, seconds: u32, more: &[&str]) -> Verdict<f64> {
+    let (to, seconds) = (tap.guest().to_string(), seconds.to_string());
+    let common = [
+        "iperf3",
+        "-c",
+        &to,
+        "-J",
+        "--connect-timeout",
+        "10000",
+        "-t",
+        &seconds,
+    ];
+    rate(&run_tool(ctx, &[&common, more].concat())?)
+}
+
+fn rate(report: &str) -> Verdict<f64> {
     let report: serde_json::Value = serde_json::from_str(report)?;
     let rate = report.pointer("/end/sum_received/bits_per_second");
     rate.and_then(serde_json::Value::as_f64)
+        .map(|rate| rate / 1e6)
         .ok_or_else(|| Outcome::Failed(format!("iperf3 tells no rate: {report}")))
 }
 
