@@ -338,6 +338,7 @@ fn plug(
                 ram: wiring.ram.clone(),
                 io: parts.io.handle(),
                 windows: &wiring.windows,
+                letters: parts.letters,
                 memory: function.memory,
             })?;
             counters.function(id, model, wiring)?

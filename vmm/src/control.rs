@@ -144,6 +144,7 @@ impl Control {
             }
             match letter {
                 Letter::Guest(event) => self.guest_event(event),
+                Letter::DeviceAsks => self.machine.attend_devices(),
                 Letter::EndRequested => self.end(Ended::Stopped),
                 Letter::VcpuFailed { index, error } => {
                     self.fail(anyhow::Error::new(error).context(format!("vCPU {index}")));
@@ -335,7 +336,13 @@ impl Control {
     fn adjust(&self, id: &str, what: &Adjust) -> Result<(), Failure> {
         let adjusted = self.machine.adjust(id, what).ok_or_else(|| Failure {
             kind: FailureKind::NoDevice,
-            message: format!("this VM has no device `{id}`; `info` lists what it has"),
+            message: match id {
+                devices::MEMORY => {
+                    "this VM's memory is fixed; start it with --memory SIZE,max=SIZE".to_owned()
+                }
+                devices::BALLOON => "this VM has no balloon; start it with --balloon on".to_owned(),
+                _ => format!("this VM has no device `{id}`; `info` lists what it has"),
+            },
         })?;
         adjusted.map_err(|error| Failure {
             kind: match error {

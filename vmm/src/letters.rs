@@ -20,6 +20,8 @@ pub(crate) enum Letter {
     Guest(GuestEvent),
     /// A vCPU cannot go on.
     VcpuFailed { index: u16, error: RunError },
+    /// A device asks for what only the control thread may do.
+    DeviceAsks,
     /// The user at the terminal asked to end the VM.
     EndRequested,
 }
@@ -73,6 +75,15 @@ impl Letters {
                 }
                 let same = |l: &Letter| matches!(l, Letter::Guest(e) if e == event);
                 if queue.letters.iter().any(same) {
+                    return;
+                }
+            }
+            Letter::DeviceAsks => {
+                if queue
+                    .letters
+                    .iter()
+                    .any(|l| matches!(l, Letter::DeviceAsks))
+                {
                     return;
                 }
             }
@@ -136,11 +147,12 @@ mod tests {
         let letters = Letters::new().unwrap();
         for n in 0..100_000_u32 {
             letters.post(GuestEvent::Reset);
+            letters.send(Letter::DeviceAsks);
             letters.post(GuestEvent::DebugPort(n.to_le_bytes()[0]));
         }
         letters.post(GuestEvent::PowerOff);
         let got = letters.take();
-        assert_eq!(got.len(), DEBUG_BYTES + 2);
+        assert_eq!(got.len(), DEBUG_BYTES + 3);
         assert!(matches!(
             got.back(),
             Some(Letter::Guest(GuestEvent::PowerOff))

@@ -10,7 +10,7 @@ use testudo_boot::{Image, KernelError};
 use testudo_kvm::{Hypervisor, OpenError, install_kick_handler};
 use testudo_legacy::ged;
 use testudo_memory::{GuestRam, RamError};
-use testudo_protocol::{Counters, CpuState, Info, Phase};
+use testudo_protocol::{Counters, CpuState, Info, MemoryState, Phase};
 use thiserror::Error;
 use virtio_devices::{Attachment, IoThread};
 
@@ -240,6 +240,27 @@ impl Machine {
         Some(self.files.devices.get(id)?.adjust(what))
     }
 
+    /// Makes the changes of guest RAM that devices have asked for.
+    pub(crate) fn attend_devices(&mut self) {
+        let backing = &self.spec.memory.backing;
+        for device in self.files.devices.values() {
+            device.attend(&mut self.ram, backing);
+        }
+    }
+
+    /// How much memory there is, and may be.
+    fn memory(&self) -> MemoryState {
+        let boot = self.spec.memory.size;
+        let growth = self.files.devices.values().find_map(|d| d.memory());
+        let growth = growth.unwrap_or_default();
+        MemoryState {
+            boot_bytes: boot,
+            plugged_bytes: growth.plugged,
+            requested_bytes: boot.saturating_add(growth.requested),
+            max_bytes: boot.saturating_add(growth.max),
+        }
+    }
+
     /// Presses the power button.
     pub(crate) fn power_button(&self) {
         self.board.ged.raise(ged::POWER_BUTTON);
@@ -255,6 +276,9 @@ impl Machine {
         self.console().drain(DRAIN_PATIENCE);
         self.letters.clear();
         self.ram.recycle()?;
+        for device in self.files.devices.values() {
+            device.forget_guest(&mut self.ram);
+        }
         let mut console = self.console.lock().unwrap_or_else(PoisonError::into_inner);
         let parts = self
             .files
@@ -301,6 +325,7 @@ impl Machine {
         let names = self.plan.pci.iter().map(|f| (f.bdf, f.device));
         let here: Vec<_> = self.board.functions().collect();
         let start = self.first_run.unwrap_or_default();
+        let memory = self.memory();
         Info {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
@@ -312,7 +337,8 @@ impl Machine {
                     tid: thread.tid(),
                 })
                 .collect(),
-            memory_bytes: self.ram.size(),
+            memory_bytes: memory.boot_bytes.saturating_add(memory.plugged_bytes),
+            memory,
             pci: names
                 .filter(|(bdf, _)| here.contains(bdf))
                 .map(|(bdf, name)| (bdf.to_string(), name.to_owned()))

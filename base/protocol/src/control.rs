@@ -213,6 +213,19 @@ pub struct CpuState {
     pub tid: i32,
 }
 
+/// Guest RAM, in bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct MemoryState {
+    /// There since boot.
+    pub boot_bytes: u64,
+    /// Plugged by the guest since.
+    pub plugged_bytes: u64,
+    /// What the guest was asked to make of it, boot and plugged.
+    pub requested_bytes: u64,
+    /// The most there may be.
+    pub max_bytes: u64,
+}
+
 /// The VM as it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Info {
@@ -224,8 +237,10 @@ pub struct Info {
     pub phase: Phase,
     /// vCPUs.
     pub cpus: Vec<CpuState>,
-    /// Guest RAM in bytes.
+    /// Guest RAM in bytes: that of the boot and what is plugged.
     pub memory_bytes: u64,
+    /// What it consists of, and what it may become.
+    pub memory: MemoryState,
     /// PCI functions as `bus:device.function` and what they are.
     pub pci: BTreeMap<String, String>,
     /// Microseconds from the start of the process to the first instruction of the guest.

@@ -10,6 +10,6 @@ pub mod socket;
 
 pub use control::{
     Counters, CpuState, Direction, Ended, Event, Failure, FailureKind, Info, LimitsSpec,
-    MessageError, Outcome, Phase, RateSpec, Reply, Request, ServerMessage, Verb,
+    MemoryState, MessageError, Outcome, Phase, RateSpec, Reply, Request, ServerMessage, Verb,
 };
 pub use socket::{BindError, ConnectError, Connection, Listener, MAX_FDS, MAX_MESSAGE, Received};

@@ -96,6 +96,7 @@ pub const BATCHES: [Batch; 3] = [
                 tests::watchdog::TESTS,
                 tests::vhost_user::TESTS,
                 tests::net::TESTS,
+                tests::mem::TESTS,
             ]
             .concat()
         },

@@ -15,6 +15,7 @@
     reason = "test equipment: a panic is a failed test, and it reports on stdout"
 )]
 
+mod agent;
 pub mod batch;
 mod capture;
 mod context;

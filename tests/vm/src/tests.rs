@@ -9,6 +9,7 @@ pub(crate) mod cpus;
 pub(crate) mod ending;
 pub(crate) mod harness;
 pub(crate) mod isolation;
+pub(crate) mod mem;
 pub(crate) mod memory;
 pub(crate) mod net;
 pub(crate) mod pmem;

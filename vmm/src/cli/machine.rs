@@ -42,7 +42,7 @@ pub struct MachineArgs {
     /// Guest-physical address width in bits.
     #[arg(long, value_name = "BITS")]
     pub phys_bits: Option<u8>,
-    /// Memory: `SIZE[,shared][,hugepages=2M|1G][,thp=off][,mergeable][,reserve][,prefault[=THREADS]]`.
+    /// Memory: `SIZE[,max=SIZE][,shared][,hugepages=2M|1G][,thp=off][,mergeable][,reserve][,prefault[=THREADS]]`.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Serial port: `stdio`, `off`, `file:PATH`, `unix:PATH` or `fd:N`.
@@ -304,10 +304,11 @@ fn memory(argument: &str) -> Result<MemoryConfig, ArgsError> {
         size: options.first::<ByteSize>().map_err(flag)?,
         ..MemoryConfig::default()
     };
-    let known = "shared, hugepages, thp, mergeable, reserve and prefault";
+    let known = "max, shared, hugepages, thp, mergeable, reserve and prefault";
     options
         .each(known, |key, value| {
             match key {
+                "max" => memory.max = Some(parse(value)?),
                 "shared" => memory.shared = switch(value)?,
                 "hugepages" => memory.hugepages = Some(parse(value)?),
                 "thp" => memory.thp = switch(value)?,

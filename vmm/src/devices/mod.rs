@@ -12,6 +12,7 @@
 
 mod disk;
 mod net;
+mod mem;
 mod pmem;
 mod rng;
 mod vhost_user;
@@ -24,16 +25,18 @@ use std::fmt;
 use std::sync::Arc;
 
 use testudo_arch::Span;
-use testudo_memory::{GuestWindows, RamHandle, RamListener};
+use testudo_memory::{Backing, GuestRam, GuestWindows, RamHandle, RamListener};
 use testudo_protocol::LimitsSpec;
 use thiserror::Error;
 use virtio_devices::{IoHandle, IoThread, SpawnError, VirtioModel};
 
+use crate::letters::Letters;
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::{Config, Seccomp, Source};
 
 pub use disk::DiskConfig;
 pub use net::{MacAddress, NetConfig};
+pub(crate) use mem::Growth;
 pub use pmem::PmemConfig;
 pub use rng::RngConfig;
 pub use vhost_user::VhostUserConfig;
@@ -85,6 +88,14 @@ pub(crate) trait OpenDevice: Send {
     }
     /// Who is to be told of guest RAM, for the life of a board.
     fn ram_listener(&self) -> Option<Box<dyn RamListener>> {
+        None
+    }
+    /// The device has asked for a change of guest RAM, or another one has: makes it, if it has.
+    fn attend(&self, _ram: &mut GuestRam, _backing: &Backing) {}
+    /// The guest is gone and another one will boot: takes back the RAM that the device added.
+    fn forget_guest(&self, _ram: &mut GuestRam) {}
+    /// How much memory there may be beside what was there at boot.
+    fn memory(&self) -> Option<Growth> {
         None
     }
     /// The VM has ended, its vCPUs stand, and the process is about to exit without taking the device
@@ -162,6 +173,8 @@ pub(crate) struct Place<'a> {
     pub(crate) io: IoHandle,
     /// Shows memory to the guest.
     pub(crate) windows: &'a Arc<dyn GuestWindows>,
+    /// Where the device asks the control thread for what only that may do.
+    pub(crate) letters: &'a Letters,
     /// The room the plan gave to [`Space::guest_memory`].
     pub(crate) memory: Option<Span>,
 }
@@ -234,6 +247,7 @@ pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, B
     for (number, device) in config.vhost_user.iter().enumerate() {
         list.add(Some(device.check(number, &config.memory)?))?;
     }
+    list.add(mem::check(&config.memory)?)?;
     Ok(list.devices)
 }
 

@@ -136,6 +136,8 @@ pub struct AffinityConfig {
 pub struct MemoryConfig {
     /// Guest RAM, 32 MiB to 1 TiB, a multiple of 2 MiB.
     pub size: ByteSize,
+    /// What it may grow to while the guest runs; default: it does not.
+    pub max: Option<ByteSize>,
     /// Back it by a memfd that other processes can map.
     pub shared: bool,
     /// hugetlb page size, `2M` or `1G`. The pages must have been reserved on the host.
@@ -154,6 +156,7 @@ impl Default for MemoryConfig {
     fn default() -> Self {
         Self {
             size: ByteSize(256 << 20),
+            max: None,
             shared: false,
             hugepages: None,
             thp: true,

@@ -7,6 +7,8 @@
 //! drop          gives all of it up
 //! caches        drops the page cache and compacts what is left
 //! total         FACT mem.total_kib, mem.available_kib; mem.high_pages: held ones above 4 GiB
+//! direct DEV N  reads the first N MiB of a block device past the page cache, into memory of its own:
+//!               FACT direct.hash, and direct.high_pages of it above 4 GiB
 //! say TEXT      prints it
 //! quit          ends the agent
 //! ```
@@ -14,7 +16,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 
 use crate::console::Console;
 use crate::facts;
@@ -65,6 +67,7 @@ fn carry_out(console: &mut Console, held: &mut Held, line: &str) -> io::Result<(
             }
             console.fact("mem.high_pages", held.high_pages()?);
         }
+        "direct" => direct(console, value)?,
         "say" => console.line(value),
         _ => return Err(io::Error::other(format!("`{line}` is no order"))),
     }
@@ -104,25 +107,48 @@ impl Held {
         self.0.iter().enumerate().map(wrong).sum()
     }
 
-    /// Pages whose physical address is above 4 GiB.
     fn high_pages(&self) -> io::Result<usize> {
-        let pagemap = File::open("/proc/self/pagemap")?;
-        let mut high = 0_usize;
-        for piece in &self.0 {
-            for page in piece.chunks(PAGE) {
-                let index = page.as_ptr().addr() / PAGE;
-                let mut entry = [0; 8];
-                let at = u64::try_from(index.saturating_mul(8)).unwrap_or(0);
-                pagemap.read_exact_at(&mut entry, at)?;
-                // Documentation/admin-guide/mm/pagemap.rst: the frame in bits 0 to 54.
-                let frame = u64::from_le_bytes(entry) & ((1 << 55) - 1);
-                if frame >= FOUR_GIB_PAGE {
-                    high = high.saturating_add(1);
-                }
-            }
-        }
-        Ok(high)
+        self.0.iter().try_fold(0_usize, |sum, piece| {
+            Ok(sum.saturating_add(high_pages(piece)?))
+        })
     }
+}
+
+/// Pages whose physical address is above 4 GiB.
+fn high_pages(memory: &[u8]) -> io::Result<usize> {
+    let pagemap = File::open("/proc/self/pagemap")?;
+    let first = memory.as_ptr().addr() / PAGE;
+    let at = u64::try_from(first.saturating_mul(8)).map_err(io::Error::other)?;
+    let mut entries = vec![0; (memory.len() / PAGE).saturating_mul(8)];
+    pagemap.read_exact_at(&mut entries, at)?;
+    // Documentation/admin-guide/mm/pagemap.rst: the frame in bits 0 to 54.
+    let (entries, _) = entries.as_chunks::<8>();
+    let frames = entries
+        .iter()
+        .map(|entry| u64::from_le_bytes(*entry) & ((1 << 55) - 1));
+    Ok(frames.filter(|frame| *frame >= FOUR_GIB_PAGE).count())
+}
+
+/// Reads a device by DMA into memory that the page allocator gives to user space.
+fn direct(console: &mut Console, value: &str) -> io::Result<()> {
+    let (device, mib) = value.split_once(' ').unwrap_or((value, "1"));
+    let bytes = mib.parse::<usize>().map_err(io::Error::other)? << 20;
+    let flags = libc::O_DIRECT;
+    let file = fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(flags)
+        .open(format!("/dev/{device}"))?;
+    // Room to begin on a page, and each page written to: there before the device is asked.
+    let mut memory = vec![0_u8; bytes.saturating_add(PAGE)];
+    memory.chunks_mut(PAGE / 2).for_each(|part| part.fill(1));
+    let start = memory.as_ptr().align_offset(PAGE);
+    let room = memory.get_mut(start..start.saturating_add(bytes));
+    let room = room.ok_or_else(|| io::Error::other("no page in the memory"))?;
+    file.read_exact_at(room, 0)?;
+    let hash = crate::checks::fnv1a(room);
+    console.fact("direct.hash", format_args!("{hash:016x}"));
+    console.fact("direct.high_pages", high_pages(room)?);
+    Ok(())
 }
 
 fn mark(piece: usize, page: usize) -> [u8; 8] {
