@@ -60,7 +60,7 @@ fn above_the_hole() {
 fn large_without_devices() {
     golden(
         "12cpu-64g",
-        r#"{"boot":{"kernel":"/k"},"memory":{"size":"64G"},"rng":{"enabled":false},
+        r#"{"boot":{"kernel":"/k"},"memory":{"size":"64G"},"rng":{"enabled":false},"balloon":{"enabled":false},
             "cpus":{"count":12,"topology":{"sockets":2,"cores":3,"threads":2},"phys_bits":40}}"#,
     );
 }

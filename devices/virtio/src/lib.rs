@@ -12,6 +12,7 @@
 //! ```
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+mod balloon;
 mod blk;
 mod console;
 mod device;
@@ -30,6 +31,7 @@ mod vhost_user;
 mod vsock;
 mod worker;
 
+pub use balloon::{Balloon, BalloonLink, BalloonOptions};
 pub use blk::{
     BackingError, Blk, Disk, DiskEngine, DiskError, DiskOptions, ResizeError, check_disk_kind,
     lock_file,

@@ -97,6 +97,7 @@ pub const BATCHES: [Batch; 3] = [
                 tests::vhost_user::TESTS,
                 tests::net::TESTS,
                 tests::mem::TESTS,
+                tests::balloon::TESTS,
             ]
             .concat()
         },

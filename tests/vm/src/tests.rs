@@ -1,6 +1,7 @@
 //! The tests, by what they are about.
 
 pub(crate) mod bad_input;
+pub(crate) mod balloon;
 pub(crate) mod boot;
 pub(crate) mod config;
 pub(crate) mod console;

@@ -6,7 +6,8 @@ use clap::Args;
 use thiserror::Error;
 
 use crate::devices::{
-    DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig, WatchdogConfig,
+    BalloonConfig, DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig,
+    WatchdogConfig,
 };
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
@@ -51,6 +52,9 @@ pub struct MachineArgs {
     /// Entropy device: `on`, `off`, or `on,source=FILE,rate=BYTES_PER_SECOND`.
     #[arg(long, value_name = "on|off")]
     pub rng: Option<String>,
+    /// Balloon: `on`, `off`, or `[size=SIZE][,deflate-on-oom=on|off][,stats=SECONDS][,reporting=on|off]`.
+    #[arg(long, value_name = "on|off")]
+    pub balloon: Option<String>,
     /// A disk: `path=FILE|fd=N[,ro][,direct][,queues=N][,threads=N][,id=NAME][,serial=TEXT]`
     /// `[,bw=SIZE][,bw-burst=SIZE][,iops=N][,iops-burst=N][,engine=auto|io_uring|sync]`
     /// `[,block-size=N][,physical-block-size=N][,cache=writeback|writethrough][,lock=off]`. May be repeated.
@@ -166,6 +170,9 @@ impl MachineArgs {
         }
         if let Some(argument) = &self.rng {
             config.rng = device("rng", argument, RngConfig::from_flag)?;
+        }
+        if let Some(argument) = &self.balloon {
+            config.balloon = device("balloon", argument, BalloonConfig::from_flag)?;
         }
         if !self.nets.is_empty() {
             config.nets = devices("net", &self.nets, NetConfig::from_flag)?;

@@ -10,9 +10,10 @@
 //! Each kind of device has a file of its own, with its words, its check, its flag and its host half;
 //! [`from_config`] lists them. The control thread owns the open devices and [adjusts](Adjust) them.
 
+mod balloon;
 mod disk;
-mod net;
 mod mem;
+mod net;
 mod pmem;
 mod rng;
 mod vhost_user;
@@ -34,9 +35,10 @@ use crate::letters::Letters;
 use crate::seccomp::{self, ThreadKind};
 use crate::spec::{Config, Seccomp, Source};
 
+pub use balloon::BalloonConfig;
 pub use disk::DiskConfig;
-pub use net::{MacAddress, NetConfig};
 pub(crate) use mem::Growth;
+pub use net::{MacAddress, NetConfig};
 pub use pmem::PmemConfig;
 pub use rng::RngConfig;
 pub use vhost_user::VhostUserConfig;
@@ -224,6 +226,7 @@ impl BadDevice {
 pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, BadDevice> {
     let mut list = List::default();
     list.add(config.rng.check()?)?;
+    list.add(config.balloon.check(&config.memory)?)?;
     let mut addresses = BTreeSet::new();
     for (number, net) in config.nets.iter().enumerate() {
         let net = net.check(number)?;

@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(spec.cpus.topology.vcpus(), 1);
         assert_eq!(spec.memory.size, 256 << 20);
         assert_eq!(spec.memory.backing.huge, HugePages::Transparent);
-        assert_eq!(spec.devices.len(), 1, "an entropy device");
+        assert_eq!(spec.devices.len(), 2, "an entropy device and a balloon");
         assert_eq!(spec.kvm.to_string(), "/dev/kvm");
     }
 

@@ -9,7 +9,8 @@ use thiserror::Error;
 
 use super::{ByteSize, Source};
 use crate::devices::{
-    DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig, WatchdogConfig,
+    BalloonConfig, DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig,
+    WatchdogConfig,
 };
 
 /// A virtual machine, as a configuration file describes it.
@@ -26,6 +27,8 @@ pub struct Config {
     pub console: ConsoleConfig,
     /// The entropy device; on by default.
     pub rng: RngConfig,
+    /// The balloon; on by default.
+    pub balloon: BalloonConfig,
     /// Disks, in the order in which the guest finds them.
     pub disks: Vec<DiskConfig>,
     /// Files that the guest reaches as memory.

@@ -56,6 +56,10 @@ pub(crate) const TESTS: &[Test] = &[
         "memory::prefaulted_ram_is_there_at_start",
         prefault_is_resident,
     ),
+    Test::new(
+        "memory::prefaulted_ram_is_there_at_the_second_boot",
+        prefault_again,
+    ),
     Test::new("memory::is_backed_as_asked", backing),
     Test::new("memory::the_vmm_itself_is_small", pss),
 ];
@@ -124,6 +128,20 @@ fn prefault_is_resident(ctx: &Ctx) -> Verdict {
         .unwrap_or(0);
     ensure!(resident >= 256 << 10, "{resident} KiB are resident");
     Ok(())
+}
+
+fn prefault_again(ctx: &Ctx) -> Verdict {
+    let mut vm = ctx
+        .guest("echo,reboot")
+        .args(["--memory", "128M,prefault", "--on-reset", "reboot"])
+        .spawn()?;
+    vm.wait_for("ECHO ready", SOON)?;
+    vm.send(b"quit\n")?;
+    vm.wait_for_times("ECHO ready", 2, SOON)?;
+    let resident = crate::agent::resident_mib(&vm)?;
+    ensure!(resident >= 128, "{resident} MiB are resident");
+    vm.signal(Signal::TERM)?;
+    vm.finish(SOON)?.expect_code(0)
 }
 
 /// The host's kernel tells how it backs the mapping; the boots above only show that it works.
