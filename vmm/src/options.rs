@@ -35,6 +35,14 @@ pub enum OptionsError {
         /// What is wrong with it.
         why: String,
     },
+    /// Something that cannot be left out.
+    #[error("`{argument}`: {why}")]
+    Missing {
+        /// The whole argument.
+        argument: String,
+        /// What to add.
+        why: String,
+    },
     /// The first part does not fit.
     #[error("`{value}` in `{argument}`: {why}")]
     First {
@@ -68,6 +76,14 @@ impl<'a> Options<'a> {
     pub(crate) fn bad_first(&self, why: &str) -> OptionsError {
         OptionsError::First {
             value: self.value.to_owned(),
+            argument: self.argument.to_owned(),
+            why: why.to_owned(),
+        }
+    }
+
+    /// A key is not there that must be.
+    pub(crate) fn missing(&self, why: &str) -> OptionsError {
+        OptionsError::Missing {
             argument: self.argument.to_owned(),
             why: why.to_owned(),
         }

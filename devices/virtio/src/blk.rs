@@ -176,6 +176,11 @@ impl VirtioModel for Blk {
         queues
     }
 
+    fn reset(&mut self) {
+        self.cache_on
+            .store(self.disk.starts_writeback(), Ordering::Release);
+    }
+
     fn saved_state(&self) -> SavedState {
         SavedState::QueuesOnly
     }

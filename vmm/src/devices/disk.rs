@@ -192,7 +192,7 @@ impl DiskConfig {
             }
             Ok(true)
         })?;
-        disk.path = path.ok_or_else(|| options.bad_first("name the disk's file: path=FILE"))?;
+        disk.path = path.ok_or_else(|| options.missing("name the disk's file: path=FILE or fd=N"))?;
         Ok(disk)
     }
 
@@ -430,3 +430,6 @@ impl OpenDevice for OpenDisk {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
