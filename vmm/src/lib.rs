@@ -15,6 +15,7 @@ pub mod cli;
 mod console;
 mod control;
 pub mod devices;
+pub mod heap;
 pub mod host;
 mod letters;
 mod machine;

@@ -7,7 +7,7 @@ use std::time::Instant;
 use clap::Parser;
 use testudo_vmm::cli::{Cli, Command, PlanArgs};
 use testudo_vmm::plan::Plan;
-use testudo_vmm::{host, run, seccomp, spec};
+use testudo_vmm::{heap, host, run, seccomp, spec};
 
 mod logger;
 
@@ -32,6 +32,7 @@ fn dispatch(command: Command, started: Instant) -> anyhow::Result<ExitCode> {
     match command {
         Command::Run(machine) => {
             drop(stdout);
+            heap::fix_arenas();
             let ended = run::run(machine.into_spec()?, started)?;
             return Ok(ExitCode::from(run::exit_status(ended)));
         }
