@@ -192,7 +192,8 @@ impl DiskConfig {
             }
             Ok(true)
         })?;
-        disk.path = path.ok_or_else(|| options.missing("name the disk's file: path=FILE or fd=N"))?;
+        disk.path =
+            path.ok_or_else(|| options.missing("name the disk's file: path=FILE or fd=N"))?;
         Ok(disk)
     }
 

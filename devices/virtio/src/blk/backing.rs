@@ -22,6 +22,9 @@ use super::iovec::{self, IoVec};
 const BLKDISCARD: libc::c_ulong = 0x1277;
 const BLKZEROOUT: libc::c_ulong = 0x127f;
 
+/// `TMPFS_MAGIC`, `RAMFS_MAGIC`, `HUGETLBFS_MAGIC`.
+const MEMORY_SYSTEMS: [i128; 3] = [0x0102_1994, 0x8584_58f6, 0x9584_58f6];
+
 /// Zeroes written at once where the file system has no call for it.
 const ZEROES: usize = 64 << 10;
 
@@ -93,6 +96,8 @@ pub(super) struct Backing {
     alignment: Option<u32>,
     /// Holes can be punched, or sectors discarded.
     sparse: bool,
+    /// Its file system is memory: nothing ever waits for a device.
+    in_memory: bool,
 }
 
 impl Backing {
@@ -122,7 +127,11 @@ impl Backing {
             readonly: access.readonly,
             alignment,
             sparse: false,
+            in_memory: false,
         };
+        let system = rustix::fs::fstatfs(&backing.file).map_err(|e| examine(e.into()))?;
+        backing.in_memory =
+            backing.is_regular() && MEMORY_SYSTEMS.contains(&i128::from(system.f_type));
         backing.sparse = !access.readonly && backing.probe_sparse().map_err(examine)?;
         Ok(backing)
     }
@@ -143,6 +152,11 @@ impl Backing {
     /// Whether discards and zeroes are `fallocate`, which io_uring does as well.
     pub(super) fn is_regular(&self) -> bool {
         self.kind == Kind::Regular
+    }
+
+    /// Whether nothing ever waits for a device.
+    pub(super) fn in_memory(&self) -> bool {
+        self.in_memory
     }
 
     /// Bytes in it.
@@ -175,6 +189,18 @@ impl Backing {
             self.file.set_len(size)?;
         }
         self.size()
+    }
+
+    /// Reads into `buffers` from `offset` if all of it is in the page cache; whether it was.
+    pub(super) fn read_cached(&self, buffers: &[IoVec], offset: u64, len: u64) -> bool {
+        let (iov, count) = iovec::as_raw(buffers);
+        let (Ok(count), Ok(at)) = (count.try_into(), offset.try_into()) else {
+            return false;
+        };
+        // SAFETY: as in `read`.
+        let read =
+            unsafe { libc::preadv2(self.file.as_raw_fd(), iov, count, at, libc::RWF_NOWAIT) };
+        u64::try_from(read).is_ok_and(|read| read == len)
     }
 
     /// Reads into `buffers`, all of them, from `offset`.

@@ -26,10 +26,11 @@ use crate::timer::Timer;
 /// Who carries requests out.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum DiskEngine {
-    /// io_uring where it works, plain system calls where it does not.
+    /// What is quickest: system calls for what does not wait (the page cache), io_uring, where it
+    /// works, for what does.
     #[default]
     Auto,
-    /// io_uring, or an error.
+    /// io_uring for everything, or an error.
     IoUring,
     /// System calls, one after the other.
     Sync,
@@ -227,7 +228,8 @@ impl Disk {
         }
         let lanes = (0..options.threads).map(|_| {
             let ring = disk.ring(options.engine)?;
-            Ok(Some(Lane::new(ring, Timer::new().map_err(host)?)))
+            let inline = options.engine == DiskEngine::Auto && disk.backing.alignment().is_none();
+            Ok(Some(Lane::new(ring, Timer::new().map_err(host)?, inline)))
         });
         let lanes = lanes.collect::<Result<_, DiskError>>()?;
         *lock(&disk.lanes) = lanes;

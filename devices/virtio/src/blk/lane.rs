@@ -32,6 +32,48 @@ const QUIET: Duration = Duration::from_secs(10);
 /// When the kernel is short of something it is asked again after this long.
 const RETRY: Duration = Duration::from_millis(2);
 
+/// Calls of one pass that took longer than this did wait, for dirty pages to be written or so.
+const STALL: Duration = Duration::from_millis(20);
+/// For so long nothing is tried at once after that.
+const AFTER_STALL: Duration = Duration::from_secs(1);
+/// Reads that go to io_uring without a try after one that was not in the page cache.
+const AFTER_MISS: u8 = 15;
+
+/// What is tried by a system call before io_uring is troubled.
+struct Inline {
+    /// When the pass in hand made its first call.
+    since: Option<Instant>,
+    /// Nothing is tried before.
+    not_before: Option<Instant>,
+    /// Reads that are not tried.
+    misses: u8,
+}
+
+impl Inline {
+    /// Whether the cache is tried now.
+    fn begins(&mut self) -> bool {
+        if self.since.is_some() {
+            return true;
+        }
+        let now = Instant::now();
+        if self.not_before.is_some_and(|then| now < then) {
+            return false;
+        }
+        self.not_before = None;
+        self.since = Some(now);
+        true
+    }
+
+    /// The pass is over.
+    fn ended(&mut self) {
+        if let Some(since) = self.since.take()
+            && since.elapsed() > STALL
+        {
+            self.not_before = Instant::now().checked_add(AFTER_STALL);
+        }
+    }
+}
+
 /// A request under way.
 pub(super) struct Pending {
     /// Place of its queue among the worker's.
@@ -43,6 +85,8 @@ pub(super) struct Pending {
 pub(super) struct Lane {
     pub(super) ring: Option<Ring<Pending>>,
     pub(super) timer: Timer,
+    /// Something, where what does not wait is done at once.
+    inline: Option<Inline>,
     done: Vec<Done<Pending>>,
     spare: Vec<Vec<IoVec>>,
     bounce: Option<Aligned>,
@@ -50,10 +94,15 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    pub(super) fn new(ring: Option<Ring<Pending>>, timer: Timer) -> Self {
+    pub(super) fn new(ring: Option<Ring<Pending>>, timer: Timer, inline: bool) -> Self {
         Self {
             ring,
             timer,
+            inline: inline.then_some(Inline {
+                since: None,
+                not_before: None,
+                misses: 0,
+            }),
             done: Vec::new(),
             spare: Vec::new(),
             bounce: None,
@@ -122,9 +171,21 @@ impl Lane {
             let copied = self.copy(disk, ram, &chain, &request, durable);
             return self.answer(queue, ram, chain, &request, &copied);
         }
-        let in_kernel = disk.backing.is_regular() || !matches!(job, Job::Allocate { .. });
+        let by_call = match job {
+            _ if self.inline.is_some() && disk.backing.in_memory() => true,
+            Job::Allocate { .. } => !disk.backing.is_regular(),
+            Job::Write { durable, .. } => !durable && self.may_cache(),
+            Job::Read { .. } => {
+                if self.is_cached(disk, &pieces, &request) {
+                    self.keep(pieces);
+                    return self.answer(queue, ram, chain, &request, &Ok(()));
+                }
+                false
+            }
+            Job::Flush => false,
+        };
         let (mut pieces, chain) = match &mut self.ring {
-            Some(ring) if in_kernel => {
+            Some(ring) if !by_call => {
                 let pending = Pending {
                     queue: number,
                     chain,
@@ -142,6 +203,31 @@ impl Lane {
         self.answer(queue, ram, chain, &request, &done)
     }
 
+    /// Whether a write goes to the page cache at once. Many file systems have no way to try, and
+    /// io_uring hands every such write to a thread of its own.
+    fn may_cache(&mut self) -> bool {
+        self.inline.as_mut().is_some_and(Inline::begins)
+    }
+
+    /// Whether a read was in the page cache, and is done.
+    fn is_cached(&mut self, disk: &Disk, pieces: &[IoVec], request: &Request) -> bool {
+        let (Some(inline), true) = (&mut self.inline, self.ring.is_some()) else {
+            return false;
+        };
+        if let Some(left) = inline.misses.checked_sub(1) {
+            inline.misses = left;
+            return false;
+        }
+        if disk
+            .backing
+            .read_cached(pieces, request.offset, request.len)
+        {
+            return true;
+        }
+        inline.misses = AFTER_MISS;
+        false
+    }
+
     /// Hands over what was begun, takes what is completed and tells the driver, once per queue.
     pub(super) fn settle(
         &mut self,
@@ -150,6 +236,9 @@ impl Lane {
         ram: &RamView,
         durable: bool,
     ) -> Result<(), QueueFault> {
+        if let Some(inline) = &mut self.inline {
+            inline.ended();
+        }
         let handed_over = match &mut self.ring {
             Some(ring) => {
                 let submitted = ring.submit();

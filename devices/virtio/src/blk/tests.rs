@@ -54,6 +54,14 @@ pub(crate) fn options(engine: DiskEngine) -> DiskOptions {
     }
 }
 
+/// io_uring for everything, or system calls on a host that has none.
+fn uring() -> DiskEngine {
+    match Disk::new(scratch(4096), &options(DiskEngine::IoUring)) {
+        Ok(_) => DiskEngine::IoUring,
+        Err(_) => DiskEngine::Sync,
+    }
+}
+
 fn model(engine: DiskEngine, io: &IoHandle) -> Box<dyn VirtioModel> {
     let disk = Disk::new(scratch(1 << 20), &options(engine)).unwrap();
     Box::new(Blk::new(Arc::new(disk), vec![io.clone()]))
@@ -66,23 +74,31 @@ const SYNC: Subject = Subject {
 };
 
 const URING: Subject = Subject {
-    make: |io| model(DiskEngine::Auto, io),
+    make: |io| model(uring(), io),
     queue: 0,
     request: || (vec![0; 16], 513),
 };
 
 const WRITING: Subject = Subject {
-    make: |io| model(DiskEngine::Auto, io),
+    make: |io| model(uring(), io),
     queue: 0,
     request: || (header(WRITE_TO, 0, &[7; SECTOR]), 1),
 };
 
+const MIXED: Subject = Subject {
+    make: |io| model(DiskEngine::Auto, io),
+    ..SYNC
+};
+
 conformance!(conforms, SYNC);
+conformance!(conforms_with_both, MIXED);
 conformance!(conforms_with_io_uring, URING);
 conformance!(conforms_when_writing, WRITING);
 
-/// Both ways to carry requests out; the second is the first where there is no io_uring.
-const ENGINES: [DiskEngine; 2] = [DiskEngine::Sync, DiskEngine::Auto];
+/// The ways to carry requests out; those with io_uring are the first where there is none.
+fn engines() -> [DiskEngine; 3] {
+    [DiskEngine::Sync, DiskEngine::Auto, uring()]
+}
 
 fn header(kind: u32, sector: u64, data: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::from(kind.to_le_bytes());

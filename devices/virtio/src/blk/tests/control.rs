@@ -33,7 +33,7 @@ impl Bench {
 /// CVE-2026-45782: buffers of requests in flight were used after the device had let go of them.
 #[test]
 fn a_reset_waits_for_what_is_in_flight() {
-    for engine in ENGINES {
+    for engine in engines() {
         // Every write goes to the storage: it takes its time.
         let durable = DiskOptions {
             writeback: false,
@@ -65,7 +65,7 @@ fn a_reset_waits_for_what_is_in_flight() {
 
 #[test]
 fn a_pause_answers_what_is_in_flight_and_keeps_the_rest() {
-    for engine in ENGINES {
+    for engine in engines() {
         let durable = DiskOptions {
             writeback: false,
             ..options(engine)
@@ -93,7 +93,7 @@ fn a_pause_answers_what_is_in_flight_and_keeps_the_rest() {
 
 #[test]
 fn limits_hold_and_are_lifted_at_once() {
-    for engine in ENGINES {
+    for engine in engines() {
         let limited = DiskOptions {
             limits: Limits {
                 bytes: None,

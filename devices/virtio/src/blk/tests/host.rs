@@ -98,7 +98,7 @@ fn odd_ends_of_a_file_are_not_part_of_the_disk() {
 /// A descriptor that was handed over with flags that do not do for a disk.
 #[test]
 fn appending_files_are_written_where_the_guest_says() {
-    for engine in ENGINES {
+    for engine in engines() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         std::fs::write(&path, vec![0; 1 << 16]).unwrap();
@@ -117,7 +117,7 @@ fn appending_files_are_written_where_the_guest_says() {
 /// O_DIRECT takes no odd addresses; guests may use them all the same.
 #[test]
 fn memory_that_is_not_aligned_is_copied() {
-    for engine in ENGINES {
+    for engine in engines() {
         let direct = DiskOptions {
             direct: true,
             ..options(engine)

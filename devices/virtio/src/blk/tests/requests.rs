@@ -11,7 +11,7 @@ use crate::signal::{Interrupts, QueueInterrupt};
 
 #[test]
 fn what_is_written_is_in_the_file_and_is_read_back() {
-    for engine in ENGINES {
+    for engine in engines() {
         let mut bench = Bench::new(&options(engine));
         let data = pattern(8 * SECTOR, 3);
         assert_eq!(bench.request(WRITE_TO, 5, &data, 0).0, OK);
@@ -30,7 +30,7 @@ fn what_is_written_is_in_the_file_and_is_read_back() {
 /// Where descriptors begin and end means nothing: headers split, data joined to them.
 #[test]
 fn requests_may_be_cut_up_in_any_way() {
-    for engine in ENGINES {
+    for engine in engines() {
         let mut bench = Bench::new(&options(engine));
         let data = pattern(SECTOR, 9);
         for piece in [67, 100, 511, 513, 4096] {
@@ -50,7 +50,7 @@ fn requests_may_be_cut_up_in_any_way() {
 
 #[test]
 fn what_is_not_on_the_disk_or_not_in_sectors_is_an_error() {
-    for engine in ENGINES {
+    for engine in engines() {
         let mut bench = Bench::new(&options(engine));
         let sectors = (1_u64 << 20) / 512;
         let two = vec![1; 2 * SECTOR];
@@ -146,7 +146,7 @@ fn the_serial_fills_what_room_there_is() {
 
 #[test]
 fn ranges_are_discarded_and_zeroed() {
-    for engine in ENGINES {
+    for engine in engines() {
         let mut bench = Bench::new(&options(engine));
         if !bench.disk.layout().sparse {
             eprintln!("no holes on this file system");
@@ -190,7 +190,7 @@ fn ranges_are_discarded_and_zeroed() {
 
 #[test]
 fn a_read_only_disk_is_only_read() {
-    for engine in ENGINES {
+    for engine in engines() {
         let file = scratch(1 << 20);
         file.write_all_at(&pattern(SECTOR, 1), 0).unwrap();
         let readonly = DiskOptions {
@@ -212,7 +212,7 @@ fn a_read_only_disk_is_only_read() {
 /// The host's file shrinks under the guest: an error, and it is counted.
 #[test]
 fn errors_of_the_host_are_errors_of_the_guest() {
-    for engine in ENGINES {
+    for engine in engines() {
         let mut bench = Bench::new(&options(engine));
         bench.file.set_len(6 * 512).unwrap();
         assert_eq!(bench.request(READ, 4, &[], 4 * SECTOR).0, IOERR);
