@@ -91,6 +91,7 @@ pub const BATCHES: [Batch; 3] = [
         tests: || {
             [
                 tests::userland::TESTS,
+                &tests::blk::tests(),
                 tests::pmem::TESTS,
                 tests::vsock::TESTS,
                 tests::watchdog::TESTS,

@@ -2,6 +2,7 @@
 
 pub(crate) mod bad_input;
 pub(crate) mod balloon;
+pub(crate) mod blk;
 pub(crate) mod boot;
 pub(crate) mod config;
 pub(crate) mod console;
