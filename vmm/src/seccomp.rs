@@ -48,6 +48,8 @@ impl ThreadKind {
     pub const BLK: Self = Self("blk");
     /// Serves the sockets between guest and host.
     pub const VSOCK: Self = Self("vsock");
+    /// Serves a shared folder.
+    pub const FS: Self = Self("fs");
 }
 
 /// A filter could not be applied.

@@ -16,6 +16,7 @@ mod balloon;
 mod blk;
 mod console;
 mod device;
+mod fs;
 mod limit;
 mod limiter;
 mod mem;
@@ -38,6 +39,7 @@ pub use blk::{
 };
 pub use console::{Console, PortHandle, PortSink};
 pub use device::{DeviceError, Status, Transition, VirtioDevice};
+pub use fs::{Caching, Export, ExportError, Fs, FsOptions};
 pub use limit::{RateLimit, TokenBucket};
 pub use limiter::Limits;
 pub use mem::{Mem, MemChange, MemLevels, MemLink, MemRegion};

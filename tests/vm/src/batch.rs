@@ -99,6 +99,7 @@ pub const BATCHES: [Batch; 3] = [
                 tests::net::TESTS,
                 tests::mem::TESTS,
                 tests::balloon::TESTS,
+                tests::fs::TESTS,
             ]
             .concat()
         },

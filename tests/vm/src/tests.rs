@@ -9,6 +9,7 @@ pub(crate) mod console;
 pub(crate) mod control;
 pub(crate) mod cpus;
 pub(crate) mod ending;
+pub(crate) mod fs;
 pub(crate) mod harness;
 pub(crate) mod isolation;
 pub(crate) mod mem;

@@ -6,8 +6,8 @@ use clap::Args;
 use thiserror::Error;
 
 use crate::devices::{
-    BalloonConfig, DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig,
-    WatchdogConfig,
+    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig,
+    VsockConfig, WatchdogConfig,
 };
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
@@ -79,6 +79,10 @@ pub struct MachineArgs {
     /// repeated.
     #[arg(long = "vhost-user", value_name = "KIND,socket=PATH")]
     pub vhost_user: Vec<String>,
+    /// A folder to share: `tag=TAG,path=FOLDER|fd=N[,ro][,cache=none|auto|always][,writeback]`
+    /// `[,dax=SIZE][,queues=N][,xattr=off][,acl][,id=NAME]`. May be repeated.
+    #[arg(long = "fs", value_name = "tag=TAG,path=FOLDER")]
+    pub fs: Vec<String>,
     /// Control socket to listen on.
     #[arg(long, value_name = "PATH")]
     pub control: Option<Source>,
@@ -176,6 +180,9 @@ impl MachineArgs {
         }
         if !self.nets.is_empty() {
             config.nets = devices("net", &self.nets, NetConfig::from_flag)?;
+        }
+        if !self.fs.is_empty() {
+            config.fs = devices("fs", &self.fs, FsConfig::from_flag)?;
         }
         if !self.disks.is_empty() {
             config.disks = devices("disk", &self.disks, DiskConfig::from_flag)?;

@@ -12,6 +12,7 @@
 
 mod balloon;
 mod disk;
+mod fs;
 mod mem;
 mod net;
 mod pmem;
@@ -37,6 +38,7 @@ use crate::spec::{Config, Seccomp, Source};
 
 pub use balloon::BalloonConfig;
 pub use disk::DiskConfig;
+pub use fs::{CachingConfig, FsConfig};
 pub(crate) use mem::Growth;
 pub use net::{MacAddress, NetConfig};
 pub use pmem::PmemConfig;
@@ -160,8 +162,19 @@ pub(crate) struct HostContext {
 impl HostContext {
     /// A thread for workers, under the system call filter of its kind.
     pub(crate) fn thread(&self, name: &str, kind: ThreadKind) -> Result<IoThread, SpawnError> {
+        self.prepared_thread(name, kind, || Ok(()))
+    }
+
+    /// The same, with something the thread does before it is filtered.
+    pub(crate) fn prepared_thread(
+        &self,
+        name: &str,
+        kind: ThreadKind,
+        prepare: impl FnOnce() -> std::io::Result<()> + Send + 'static,
+    ) -> Result<IoThread, SpawnError> {
         let mode = self.seccomp;
         IoThread::spawn(name, move || {
+            prepare()?;
             seccomp::apply(kind, mode).map_err(std::io::Error::other)
         })
     }
@@ -251,6 +264,9 @@ pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, B
         list.add(Some(device.check(number, &config.memory)?))?;
     }
     list.add(mem::check(&config.memory)?)?;
+    for folder in FsConfig::check_all(&config.fs)? {
+        list.add(Some(folder))?;
+    }
     Ok(list.devices)
 }
 

@@ -9,8 +9,8 @@ use thiserror::Error;
 
 use super::{ByteSize, Source};
 use crate::devices::{
-    BalloonConfig, DiskConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig, VsockConfig,
-    WatchdogConfig,
+    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig,
+    VsockConfig, WatchdogConfig,
 };
 
 /// A virtual machine, as a configuration file describes it.
@@ -41,6 +41,8 @@ pub struct Config {
     pub watchdog: WatchdogConfig,
     /// Devices whose queues other processes serve.
     pub vhost_user: Vec<VhostUserConfig>,
+    /// Folders shared with the guest.
+    pub fs: Vec<FsConfig>,
     /// Control socket: a path to bind, or `fd:N` for a listening `SOCK_SEQPACKET` socket.
     pub control: Option<Source>,
     /// The KVM device: a path, or `fd:N`. Default `/dev/kvm`.

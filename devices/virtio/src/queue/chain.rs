@@ -137,6 +137,19 @@ impl Chain {
         Ok(())
     }
 
+    /// A chain that came from no queue.
+    #[cfg(test)]
+    pub(crate) fn of_buffers(readable: &[Buffer], writable: &[Buffer]) -> Self {
+        let sum = |buffers: &[Buffer]| buffers.iter().map(|b| b.len).sum();
+        Self {
+            head: 0,
+            buffers: [readable, writable].concat(),
+            readable: readable.len(),
+            readable_len: sum(readable),
+            writable_len: sum(writable),
+        }
+    }
+
     pub(super) fn into_head(self) -> u16 {
         self.head
     }

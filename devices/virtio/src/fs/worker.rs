@@ -1,0 +1,142 @@
+//! A thread's share of the queues: owns them between start and stop.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
+use testudo_memory::{RamHandle, RamView};
+use vm_memory::GuestAddressSpace;
+
+use super::host;
+use super::server::{Desk, Server};
+use crate::model::ActiveQueue;
+use crate::queue::QueueFault;
+use crate::signal::DeviceEvents;
+
+/// Requests served per kick before the thread looks at its other queues.
+const BUDGET: u32 = 256;
+/// The driver is told of answers after this long even if there are more requests.
+const PATIENCE: Duration = Duration::from_micros(100);
+
+pub(super) struct Worker {
+    server: Arc<Server>,
+    desk: Desk,
+    queues: Vec<ActiveQueue>,
+    ram: RamHandle,
+    device: DeviceEvents,
+}
+
+impl Worker {
+    pub(super) fn new(
+        server: Arc<Server>,
+        queues: Vec<ActiveQueue>,
+        ram: RamHandle,
+        device: DeviceEvents,
+    ) -> Self {
+        Self {
+            server,
+            desk: Desk::new(),
+            queues,
+            ram,
+            device,
+        }
+    }
+
+    pub(super) fn into_queues(self) -> Vec<ActiveQueue> {
+        self.queues
+    }
+
+    /// Serves a queue; `true` if there is more in it.
+    fn pass(&mut self, at: usize) -> Result<bool, QueueFault> {
+        let view = self.ram.memory();
+        let ram: &RamView = &view;
+        let Self {
+            server,
+            desk,
+            queues,
+            ..
+        } = self;
+        let Some(queue) = queues.get_mut(at) else {
+            return Ok(false);
+        };
+        let identity = match host::prepare_thread() {
+            Ok(identity) => identity,
+            Err(e) => {
+                self.device.needs_reset(&e);
+                return Ok(false);
+            }
+        };
+        let mut budget = BUDGET;
+        let mut told = Instant::now();
+        queue.queue.drain(ram, |queue, chain| {
+            let served = server.serve(desk, &identity, ram, &chain);
+            if served.failed {
+                queue.count_error();
+            }
+            queue.push(ram, chain, served.written)?;
+            let now = Instant::now();
+            if now.saturating_duration_since(told) >= PATIENCE {
+                queue.notify(ram)?;
+                told = now;
+            }
+            budget = budget.saturating_sub(1);
+            Ok(if budget == 0 {
+                ControlFlow::Break(())
+            } else {
+                ControlFlow::Continue(())
+            })
+        })?;
+        queue.queue.notify(ram)?;
+        Ok(budget == 0)
+    }
+}
+
+impl MutEventSubscriber for Worker {
+    fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        let Ok(at) = usize::try_from(events.data()) else {
+            return;
+        };
+        let Some(kick) = self.queues.get(at).map(|queue| Arc::clone(&queue.kick)) else {
+            return;
+        };
+        // Level-triggered and non-blocking: a kick that comes later is another event.
+        let _ = kick.read();
+        match self.pass(at) {
+            Ok(false) => {}
+            Ok(true) => {
+                if let Err(e) = kick.write(1) {
+                    log::debug!("virtio-fs: kick of its own: {e}");
+                }
+            }
+            Err(e) => {
+                self.device.needs_reset(&e);
+                let _ = ops.remove(Events::new(&*kick, EventSet::IN));
+            }
+        }
+    }
+
+    fn init(&mut self, ops: &mut EventOps<'_>) {
+        if let Err(e) = host::prepare_thread() {
+            self.device.needs_reset(&e);
+            return;
+        }
+        for (at, queue) in (0..).zip(&self.queues) {
+            let added = ops.add(Events::with_data(&*queue.kick, at, EventSet::IN));
+            if let Err(e) = added {
+                self.device.needs_reset(&e);
+            }
+        }
+    }
+}
+
+/// Forgets a session in the thread that served it, whose system call filter allows for that.
+pub(super) struct Farewell(pub(super) Arc<Server>);
+
+impl MutEventSubscriber for Farewell {
+    fn process(&mut self, _events: Events, _ops: &mut EventOps<'_>) {}
+
+    fn init(&mut self, _ops: &mut EventOps<'_>) {
+        self.0.forget_session();
+    }
+}
