@@ -27,7 +27,7 @@ use crate::devices::{self, Adjust, AdjustError, OnWatchdog};
 use crate::letters::{Letter, Letters};
 use crate::machine::Machine;
 use crate::seccomp::{ThreadKind, apply};
-use crate::signals::EndingSignals;
+use crate::signals::{EndingSignals, WINDOW_CHANGED};
 use crate::spec::{OnPanic, OnReset};
 use clients::Client;
 use deadline::Deadline;
@@ -314,6 +314,9 @@ impl Control {
             Verb::Balloon { bytes } => self.adjust(devices::BALLOON, &Adjust::Balloon(*bytes))?,
             Verb::Limits { id, limits } => self.adjust(id, &Adjust::Limits(limits.clone()))?,
             Verb::Link { id, up } => self.adjust(id, &Adjust::Link(*up))?,
+            Verb::ResizeConsole { columns, rows } => {
+                self.adjust(devices::CONSOLE, &Adjust::ConsoleSize(*columns, *rows))?;
+            }
             Verb::PowerButton => self.press_power_button()?,
             Verb::Shutdown { timeout_s } => {
                 self.press_power_button()?;
@@ -404,7 +407,10 @@ impl MutEventSubscriber for Control {
         match events.data() {
             LETTERS => self.letters(),
             SIGNALS => {
-                if let Some(signal) = self.signals.take() {
+                let signal = self.signals.take();
+                if signal == Some(WINDOW_CHANGED) {
+                    self.machine.window_changed();
+                } else if let Some(signal) = signal {
                     log::info!("signal {signal}: the VM ends");
                     self.end(Ended::Stopped);
                 }

@@ -113,7 +113,7 @@ struct Files {
 }
 
 impl Files {
-    fn open(spec: &Spec) -> Result<Self, StartError> {
+    fn open(spec: &Spec, letters: &Letters) -> Result<Self, StartError> {
         let hypervisor = open_kvm(&spec.kvm)?;
         let host = Host::probe(&hypervisor)?;
         let image = |source: &Source, what| -> Result<_, StartError> {
@@ -126,6 +126,7 @@ impl Files {
         let initrd = initrd.map(|i| image(i, "initrd")).transpose()?;
         let context = HostContext {
             seccomp: spec.seccomp,
+            letters: letters.clone(),
         };
         let devices = spec
             .devices
@@ -155,7 +156,7 @@ impl Machine {
     /// Opens what the specification names and builds the machine. Nothing runs yet.
     pub(crate) fn new(spec: Spec, letters: Letters, started: Instant) -> Result<Self, StartError> {
         let host_error = |what| move |source| StartError::Host { what, source };
-        let files = Files::open(&spec)?;
+        let files = Files::open(&spec, &letters)?;
         log::debug!("files are open, KVM has been asked");
         let plan = Plan::new(&spec, files.host.facts)?;
         install_kick_handler().map_err(host_error("the vCPU signal"))?;
@@ -259,6 +260,12 @@ impl Machine {
             requested_bytes: boot.saturating_add(growth.requested),
             max_bytes: boot.saturating_add(growth.max),
         }
+    }
+
+    /// The VMM's terminal has another size.
+    pub(crate) fn window_changed(&self) {
+        let devices = self.files.devices.values();
+        devices.for_each(|device| device.window_changed());
     }
 
     /// Presses the power button.

@@ -1,4 +1,5 @@
-//! Signals that end the VM, as a descriptor the control thread reads.
+//! Signals that end the VM, and the one that says that the terminal has another size, as a descriptor
+//! the control thread reads.
 #![expect(unsafe_code, reason = "sigprocmask and signalfd")]
 
 use std::fs::File;
@@ -8,7 +9,10 @@ use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 /// Signals by which somebody asks the VMM to end.
 const ENDING: [i32; 4] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT];
 
-/// A signalfd of the ending signals, which are blocked in the calling thread and in every thread
+/// The terminal has another size.
+pub(crate) const WINDOW_CHANGED: u32 = libc::SIGWINCH.unsigned_abs();
+
+/// A signalfd of all of them, which are blocked in the calling thread and in every thread
 /// it starts from now on.
 pub(crate) struct EndingSignals {
     file: File,
@@ -21,7 +25,7 @@ impl EndingSignals {
         let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
         // SAFETY: `set` is valid.
         unsafe { libc::sigemptyset(&raw mut set) };
-        for signal in ENDING {
+        for signal in ENDING.into_iter().chain([libc::SIGWINCH]) {
             // SAFETY: `set` is initialised and the signals exist.
             unsafe { libc::sigaddset(&raw mut set, signal) };
         }

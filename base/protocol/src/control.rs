@@ -56,6 +56,13 @@ pub enum Verb {
         /// Bytes.
         bytes: u64,
     },
+    /// The virtio console has this many columns and rows from now on.
+    ResizeConsole {
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
     /// Limits a disk or a network device.
     Limits {
         /// The device's id.

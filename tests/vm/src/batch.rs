@@ -100,6 +100,7 @@ pub const BATCHES: [Batch; 3] = [
                 tests::mem::TESTS,
                 tests::balloon::TESTS,
                 tests::fs::TESTS,
+                tests::ports::TESTS,
             ]
             .concat()
         },

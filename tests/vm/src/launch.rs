@@ -140,6 +140,15 @@ impl<'a> Launch<'a> {
         self
     }
 
+    /// The guest's console is this device instead of the serial port.
+    pub fn console(mut self, device: &str) -> Self {
+        if let Some(guest) = &mut self.guest {
+            let console = format!("console={device}");
+            guest.cmdline = guest.cmdline.replace("console=ttyS0", &console);
+        }
+        self
+    }
+
     /// Hands the kernel, or another file, over as a descriptor; returns its `fd:N`.
     pub fn pass(&mut self, file: &File) -> Verdict<String> {
         // The copy is not close-on-exec, unlike what std opens.

@@ -64,6 +64,13 @@ pub enum CtlVerb {
         /// Bytes in the balloon.
         size: ByteSize,
     },
+    /// Tell the guest what size its virtio console has.
+    ResizeConsole {
+        /// Columns.
+        columns: u16,
+        /// Rows.
+        rows: u16,
+    },
     /// Limit a disk or a network device; what is not named is not limited any more.
     Limits(LimitsArgs),
     /// Plug the cable of a network device in, or pull it.
@@ -257,6 +264,10 @@ impl From<&CtlVerb> for Verb {
             CtlVerb::Link { id, state } => Self::Link {
                 id: id.clone(),
                 up: *state == LinkState::Up,
+            },
+            CtlVerb::ResizeConsole { columns, rows } => Self::ResizeConsole {
+                columns: *columns,
+                rows: *rows,
             },
             CtlVerb::Stop => Self::Stop,
             CtlVerb::PowerButton => Self::PowerButton,

@@ -6,8 +6,8 @@ use clap::Args;
 use thiserror::Error;
 
 use crate::devices::{
-    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig,
-    VsockConfig, WatchdogConfig,
+    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, PortConfig, RngConfig,
+    VhostUserConfig, VsockConfig, WatchdogConfig,
 };
 use crate::options::{Options, OptionsError, parse, switch};
 use crate::spec::{
@@ -46,7 +46,7 @@ pub struct MachineArgs {
     /// Memory: `SIZE[,max=SIZE][,shared][,hugepages=2M|1G][,thp=off][,mergeable][,reserve][,prefault[=THREADS]]`.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
-    /// Serial port: `stdio`, `off`, `file:PATH`, `unix:PATH` or `fd:N`.
+    /// Serial port: `stdio`, `off`, `file:PATH`, `unix:PATH`, `pty:PATH` or `fd:N`.
     #[arg(long, value_name = "WHERE")]
     pub console: Option<ConsoleConfig>,
     /// Entropy device: `on`, `off`, or `on,source=FILE,rate=BYTES_PER_SECOND`.
@@ -68,6 +68,12 @@ pub struct MachineArgs {
     /// queue pairs `fds=N:N…`. May be repeated.
     #[arg(long = "net", value_name = "tap=NAME")]
     pub nets: Vec<String>,
+    /// Virtio console, the guest's `/dev/hvc0`: what `--console` takes.
+    #[arg(long, value_name = "WHERE")]
+    pub virtio_console: Option<ConsoleConfig>,
+    /// A port of the guest's, `/dev/virtio-ports/NAME`: `name=NAME,to=WHERE`. May be repeated.
+    #[arg(long = "port", value_name = "name=NAME,to=WHERE")]
+    pub ports: Vec<String>,
     /// Stream sockets between guest and host: `cid=N,socket=PATH|fd=N[,connect=PATH][,streams=N][,id=NAME]`.
     #[arg(long, value_name = "cid=N,socket=PATH")]
     pub vsock: Option<String>,
@@ -191,6 +197,9 @@ impl MachineArgs {
             let read = |argument: &String| device("pmem", argument, PmemConfig::from_flag);
             config.pmem = self.pmem.iter().map(read).collect::<Result<_, _>>()?;
         }
+        if !self.ports.is_empty() {
+            config.ports = devices("port", &self.ports, PortConfig::from_flag)?;
+        }
         if let Some(argument) = &self.vsock {
             config.vsock = Some(device("vsock", argument, VsockConfig::from_flag)?);
         }
@@ -206,6 +215,7 @@ impl MachineArgs {
         config.control = self.control.or(config.control);
         config.kvm = self.kvm.or(config.kvm);
         config.console = self.console.unwrap_or(config.console);
+        config.virtio_console = self.virtio_console.or(config.virtio_console);
         config.on_reset = self.on_reset.unwrap_or(config.on_reset);
         config.on_panic = self.on_panic.unwrap_or(config.on_panic);
         config.seccomp = self.seccomp.unwrap_or(config.seccomp);

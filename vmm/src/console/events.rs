@@ -17,9 +17,15 @@ const LISTENER: u32 = 4;
 const CHUNK: usize = 4096;
 
 impl Console {
+    fn tell_connected(&self, connected: bool) {
+        if let Some(line) = &self.line {
+            line.set_connected(connected);
+        }
+    }
+
     /// Gives the guest what waits; `true` when nothing waits any more.
     fn offer(&mut self) -> bool {
-        let taken = self.serial.as_ref().map_or(0, |s| s.offer(&self.pending));
+        let taken = self.line.as_ref().map_or(0, |s| s.offer(&self.pending));
         self.pending.drain(..taken.min(self.pending.len()));
         self.pending.is_empty()
     }
@@ -45,7 +51,7 @@ impl Console {
         let mut chunk = [0; CHUNK];
         let got = match &self.input {
             Input::None => 0,
-            Input::Stdin(stdin) => (&*stdin).read(&mut chunk)?,
+            Input::File(stdin) => (&*stdin).read(&mut chunk)?,
             Input::Unix(listening) => listening.read(&mut chunk)?,
         };
         let typed = chunk.get(..got).unwrap_or_default();
@@ -90,14 +96,16 @@ impl Console {
             let _ = ops.remove(Events::with_data_raw(fd, INPUT, EventSet::IN));
         }
         self.watch = Watch::No;
-        if matches!(self.input, Input::Stdin(_)) {
-            self.input = Input::None;
+        match &self.input {
+            Input::File(_) => self.input = Input::None,
+            Input::Unix(_) => self.tell_connected(false),
+            Input::None => {}
         }
     }
 
     fn output_stalled(&mut self, ops: &mut EventOps<'_>) {
-        let Some(serial) = &self.serial else { return };
-        if !serial.output_waiting() {
+        let Some(line) = &self.line else { return };
+        if !line.output_waiting() {
             return;
         }
         let armed = self.output_fd().is_some_and(|fd| {
@@ -106,7 +114,7 @@ impl Console {
         });
         if !armed {
             // Nothing to wait for: the client is gone.
-            serial.output_ready();
+            line.output_ready();
         }
     }
 
@@ -117,17 +125,18 @@ impl Console {
         if matches!(listening.accept(), Ok(true)) {
             // What the last client sent and the guest did not take goes with that client.
             self.pending.clear();
+            self.tell_connected(true);
             self.watch = Watch::No;
             self.watch_input(ops, true);
-            if let Some(serial) = &self.serial {
-                serial.output_ready();
+            if let Some(line) = &self.line {
+                line.output_ready();
             }
         }
     }
 
     fn room(&mut self, ops: &mut EventOps<'_>) {
-        if let Some(serial) = &self.serial {
-            let _ = serial.room().read();
+        if let Some(line) = &self.line {
+            let _ = line.room().read();
         }
         if self.offer() {
             self.watch_input(ops, true);
@@ -141,8 +150,8 @@ impl Console {
 impl MutEventSubscriber for Console {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         let mut fds = vec![Events::with_data(&*self.stalled, STALLED, EventSet::IN)];
-        if let Some(serial) = &self.serial {
-            fds.push(Events::with_data(serial.room(), ROOM, EventSet::IN));
+        if let Some(line) = &self.line {
+            fds.push(Events::with_data(line.room(), ROOM, EventSet::IN));
         }
         if let Input::Unix(listening) = &self.input {
             let fd = listening.listener_fd();
@@ -163,8 +172,8 @@ impl MutEventSubscriber for Console {
                 self.output_stalled(ops);
             }
             OUTPUT => {
-                if let Some(serial) = &self.serial {
-                    serial.output_ready();
+                if let Some(line) = &self.line {
+                    line.output_ready();
                 }
                 self.output_stalled(ops);
             }

@@ -1,12 +1,14 @@
-//! The host's end of the serial port.
+//! The host's end of a console: of the serial port, or of a virtio port.
 //!
-//! [`Console::open`] runs before the machine is built. Each machine's UART gets a sink of its own
-//! ([`Console::sink`]) and is then connected ([`Console::connect`]); a guest that boots again gets
-//! a new UART on the same console. On the `io` thread the console brings input to the guest as
+//! [`Console::open`] runs before the machine is built. Each machine's line (a UART, a port) gets a sink of its own
+//! ([`Console::sink`]) and is then connected ([`Console::connect`]); a guest that boots
+//! again gets a new line on the same console. On the `io` thread the console brings input to the guest as
 //! fast as the FIFO empties, and output that had to wait to the sink once that takes bytes again.
 
 mod escape;
 mod events;
+mod line;
+mod pty;
 mod sink;
 mod terminal;
 mod unix;
@@ -14,15 +16,17 @@ mod unix;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::fs::FileTypeExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use testudo_legacy::SerialHandle;
 use thiserror::Error;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use escape::Escape;
+use line::Line;
+use pty::Pty;
 use sink::FdSink;
 use terminal::RawTerminal;
 pub use terminal::keep_terminal;
@@ -51,6 +55,15 @@ pub enum ConsoleOpenError {
         #[source]
         source: io::Error,
     },
+    /// The terminal.
+    #[error("cannot make a terminal at {}: is something else there, does its folder exist?", path.display())]
+    Pty {
+        /// Its path.
+        path: PathBuf,
+        /// The host's answer.
+        #[source]
+        source: io::Error,
+    },
     /// An inherited descriptor.
     #[error(
         "console fd:{fd} is not an open descriptor of this process; pass it on when starting testudo-vmm"
@@ -67,8 +80,9 @@ pub enum ConsoleOpenError {
 /// Where input comes from.
 enum Input {
     None,
-    /// Standard input, without the buffer of `io::stdin`: what that holds no epoll tells of.
-    Stdin(File),
+    /// A file, a socket, a terminal: standard input without the buffer of `io::stdin`, of which no
+    /// epoll tells.
+    File(File),
     Unix(Listening),
 }
 
@@ -78,11 +92,12 @@ pub(crate) struct Console {
     /// The terminal is raw while this is here.
     terminal: Option<RawTerminal>,
     escape: Escape,
+    pty: Option<Pty>,
     /// Where output goes, unless it goes to the client of a socket or nowhere.
     output: Option<File>,
     /// Signalled by the sink when it refuses.
     stalled: Arc<EventFd>,
-    serial: Option<SerialHandle>,
+    line: Option<Box<dyn Line>>,
     /// Input that the guest's FIFO did not take.
     pending: Vec<u8>,
     watch: Watch,
@@ -110,9 +125,10 @@ impl Console {
             input: Input::None,
             terminal: None,
             escape: Escape::default(),
+            pty: None,
             output: None,
             stalled,
-            serial: None,
+            line: None,
             pending: Vec::new(),
             watch: Watch::No,
             end_requested,
@@ -128,8 +144,28 @@ impl Console {
                 console.output = Some(file);
             }
             ConsoleConfig::Fd(fd) => {
-                let file = inherited(*fd).ok_or(ConsoleOpenError::Closed { fd: *fd })?;
-                console.output = Some(file.into());
+                let closed = || ConsoleOpenError::Closed { fd: *fd };
+                let file = File::from(inherited(*fd).ok_or_else(closed)?);
+                let kind = file
+                    .metadata()
+                    .map_err(ConsoleOpenError::Stdio)?
+                    .file_type();
+                if kind.is_socket() {
+                    let input = file.try_clone().map_err(ConsoleOpenError::Stdio)?;
+                    console.input = Input::File(input);
+                }
+                console.output = Some(file);
+            }
+            ConsoleConfig::Pty(path) => {
+                let error = |source| ConsoleOpenError::Pty {
+                    path: path.clone(),
+                    source,
+                };
+                let pty = Pty::open(path).map_err(error)?;
+                let master = pty.master().try_clone().map_err(error)?;
+                console.output = Some(pty.master().try_clone().map_err(error)?);
+                console.input = Input::File(master);
+                console.pty = Some(pty);
             }
             ConsoleConfig::Unix(path) => {
                 let stalled = Arc::clone(&console.stalled);
@@ -150,7 +186,7 @@ impl Console {
         let background = self.terminal.is_none() && io::stdin().is_terminal();
         if !background {
             let stdin = io::stdin().as_fd().try_clone_to_owned()?;
-            self.input = Input::Stdin(stdin.into());
+            self.input = Input::File(stdin.into());
         }
         Ok(())
     }
@@ -169,20 +205,22 @@ impl Console {
         }
     }
 
-    /// From now on the console is that of `serial`. Before it is attached to the `io` thread.
-    pub(crate) fn connect(&mut self, serial: SerialHandle) {
-        self.serial = Some(serial);
+    /// From now on the console is that of `line`. Before it is attached to the `io` thread.
+    pub(crate) fn connect(&mut self, line: impl Line + 'static) {
+        let nobody = matches!(&self.input, Input::Unix(unix) if unix.client_fd().is_none());
+        line.set_connected(!nobody);
+        self.line = Some(Box::new(line));
         if self.watch == Watch::Yes {
             self.watch = Watch::No;
         }
     }
 
-    /// Sends what the UART still holds, for as long as the reader takes some within `patience`.
+    /// Sends what the line still holds, for as long as the reader takes some within `patience`.
     /// When the VM has ended.
     pub(crate) fn drain(&self, patience: Duration) {
-        let Some(serial) = &self.serial else { return };
+        let Some(line) = &self.line else { return };
         let mut last = Instant::now();
-        while !serial.output_ready() {
+        while !line.output_ready() {
             let Some(fd) = self.output_fd() else { return };
             if last.elapsed() > patience {
                 log::warn!("the console's reader does not read: its last output is lost");
@@ -197,18 +235,26 @@ impl Console {
     /// Gives back what outlives the process: the terminal's settings, the socket's path.
     pub(crate) fn put_back(&mut self) {
         self.terminal = None;
+        self.pty = None;
         self.input = Input::None;
     }
 
     /// Bytes of output that were lost.
     pub(crate) fn lost(&self) -> u64 {
-        self.serial.as_ref().map_or(0, SerialHandle::lost)
+        self.line.as_ref().map_or(0, |line| line.lost())
+    }
+
+    /// Columns and rows of the terminal that the console is on.
+    pub(crate) fn window(&self) -> Option<(u16, u16)> {
+        self.terminal.as_ref()?;
+        let size = rustix::termios::tcgetwinsize(io::stdin()).ok()?;
+        Some((size.ws_col, size.ws_row))
     }
 
     fn input_fd(&self) -> Option<RawFd> {
         match &self.input {
             Input::None => None,
-            Input::Stdin(stdin) => Some(stdin.as_raw_fd()),
+            Input::File(stdin) => Some(stdin.as_raw_fd()),
             Input::Unix(listening) => listening.client_fd(),
         }
     }

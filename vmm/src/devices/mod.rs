@@ -11,6 +11,7 @@
 //! [`from_config`] lists them. The control thread owns the open devices and [adjusts](Adjust) them.
 
 mod balloon;
+mod console;
 mod disk;
 mod fs;
 mod mem;
@@ -37,6 +38,7 @@ use crate::seccomp::{self, ThreadKind};
 use crate::spec::{Config, Seccomp, Source};
 
 pub use balloon::BalloonConfig;
+pub use console::PortConfig;
 pub use disk::DiskConfig;
 pub use fs::{CachingConfig, FsConfig};
 pub(crate) use mem::Growth;
@@ -49,6 +51,8 @@ pub use watchdog::{OnWatchdog, WatchdogConfig};
 
 /// Id of the device that grows and shrinks the guest's memory.
 pub(crate) const MEMORY: &str = "memory";
+/// Id of the virtio console.
+pub(crate) const CONSOLE: &str = "console";
 /// Id of the balloon.
 pub(crate) const BALLOON: &str = "balloon";
 
@@ -102,6 +106,8 @@ pub(crate) trait OpenDevice: Send {
     fn memory(&self) -> Option<Growth> {
         None
     }
+    /// The terminal that the VMM runs on has another size.
+    fn window_changed(&self) {}
     /// The VM has ended, its vCPUs stand, and the process is about to exit without taking the device
     /// apart: delivers what the guest had handed over, gives back what outlives the process.
     fn end(&self) {}
@@ -118,6 +124,8 @@ pub(crate) enum Adjust {
     Balloon(u64),
     /// Rate limits.
     Limits(LimitsSpec),
+    /// Columns and rows of a console.
+    ConsoleSize(u16, u16),
     /// A network device's cable shall be plugged in, or not.
     Link(bool),
 }
@@ -129,6 +137,7 @@ impl Adjust {
             Self::Memory(_) => "change the guest's memory",
             Self::Balloon(_) => "hold a balloon",
             Self::Limits(_) => "be limited",
+            Self::ConsoleSize(..) => "have a size",
             Self::Link(_) => "have a link",
         }
     }
@@ -157,6 +166,7 @@ pub(crate) enum AdjustError {
 /// What a device may use of the process it is opened in.
 pub(crate) struct HostContext {
     pub(crate) seccomp: Seccomp,
+    pub(crate) letters: Letters,
 }
 
 impl HostContext {
@@ -257,6 +267,9 @@ pub(crate) fn from_config(config: &Config) -> Result<Vec<Arc<dyn DeviceSpec>>, B
     for (index, pmem) in config.pmem.iter().enumerate() {
         list.add(Some(pmem.check(index)))?;
     }
+    let (console, ports) = console::check(config)?;
+    list.add(console)?;
+    list.add(ports)?;
     if let Some(vsock) = &config.vsock {
         list.add(Some(vsock.check()?))?;
     }

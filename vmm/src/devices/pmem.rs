@@ -275,18 +275,22 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+    use crate::letters::Letters;
     use crate::spec::Seccomp;
 
-    const HOST: HostContext = HostContext {
-        seccomp: Seccomp::Off,
-    };
+    fn host() -> HostContext {
+        HostContext {
+            seccomp: Seccomp::Off,
+            letters: Letters::new().unwrap(),
+        }
+    }
 
     fn spec(flag: &str) -> PmemSpec {
         PmemConfig::from_flag(flag).unwrap().check(0)
     }
 
     fn refused(spec: &PmemSpec) -> String {
-        let error = spec.open(&HOST).err().expect("it was opened");
+        let error = spec.open(&host()).err().expect("it was opened");
         format!("{:#}", anyhow::Error::from(error))
     }
 
@@ -325,7 +329,7 @@ mod tests {
         assert_eq!((space.guest_memory, space.alignment), (GRANULE, GRANULE));
         file.set_len((2 << 20) + 1).unwrap();
         assert_eq!(spec.space().unwrap().guest_memory, 2 * GRANULE);
-        let _open = spec.open(&HOST).unwrap();
+        let _open = spec.open(&host()).unwrap();
         file.set_len(64 << 20).unwrap();
         let planned = spec.space().unwrap().guest_memory;
         assert_eq!(planned, 2 * GRANULE, "what was mapped is planned for");
@@ -343,13 +347,13 @@ mod tests {
         assert!(refused(&spec("path=/dev/null")).contains("neither a regular file nor"));
         let file = File::options().write(true).open(&path).unwrap();
         file.set_len(4096).unwrap();
-        let held = spec(&flag).open(&HOST).unwrap();
+        let held = spec(&flag).open(&host()).unwrap();
         assert!(refused(&spec(&flag)).contains("in use by another process; end it"));
         let readonly = format!("{flag},ro");
         assert!(refused(&spec(&readonly)).contains("which writes to it"));
         drop(held);
-        let _one = spec(&readonly).open(&HOST).unwrap();
-        let _two = spec(&readonly).open(&HOST).unwrap();
+        let _one = spec(&readonly).open(&host()).unwrap();
+        let _two = spec(&readonly).open(&host()).unwrap();
         assert!(refused(&spec(&flag)).contains("in use"));
         file.set_len(LARGEST + 1).unwrap();
         assert!(refused(&spec(&readonly)).contains("more than 8T"));

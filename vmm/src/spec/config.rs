@@ -9,8 +9,8 @@ use thiserror::Error;
 
 use super::{ByteSize, Source};
 use crate::devices::{
-    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, RngConfig, VhostUserConfig,
-    VsockConfig, WatchdogConfig,
+    BalloonConfig, DiskConfig, FsConfig, NetConfig, PmemConfig, PortConfig, RngConfig,
+    VhostUserConfig, VsockConfig, WatchdogConfig,
 };
 
 /// A virtual machine, as a configuration file describes it.
@@ -35,6 +35,10 @@ pub struct Config {
     pub pmem: Vec<PmemConfig>,
     /// Network devices, in the order in which the guest finds them.
     pub nets: Vec<NetConfig>,
+    /// A virtio console, `/dev/hvc0` of the guest; default: none.
+    pub virtio_console: Option<ConsoleConfig>,
+    /// Ports of the guest with names, `/dev/virtio-ports/NAME`.
+    pub ports: Vec<PortConfig>,
     /// Stream sockets between guest and host.
     pub vsock: Option<VsockConfig>,
     /// A watchdog; off by default.
@@ -172,8 +176,8 @@ impl Default for MemoryConfig {
     }
 }
 
-/// Where the serial port goes: `stdio`, `off`, `file:PATH`, `unix:PATH` (a listening stream
-/// socket) or `fd:N` (output only).
+/// Where a console goes: `stdio`, `off`, `file:PATH`, `unix:PATH` (a listening stream socket),
+/// `pty:PATH` (a terminal to which a link at PATH leads) or `fd:N`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
 #[schemars(with = "String")]
@@ -187,13 +191,15 @@ pub enum ConsoleConfig {
     File(std::path::PathBuf),
     /// A listening stream socket; one client at a time.
     Unix(std::path::PathBuf),
-    /// Output to an inherited descriptor.
+    /// A new pseudo-terminal, to which a symbolic link at this path leads.
+    Pty(std::path::PathBuf),
+    /// An inherited descriptor: output, and input too if it is a socket.
     Fd(std::os::fd::RawFd),
 }
 
 /// What was written is not a console.
 #[derive(Debug, Error, PartialEq, Eq)]
-#[error("`{0}` is not a console: write stdio, off, file:PATH, unix:PATH or fd:N")]
+#[error("`{0}` is not a console: write stdio, off, file:PATH, unix:PATH, pty:PATH or fd:N")]
 pub struct ConsoleError(String);
 
 impl std::str::FromStr for ConsoleConfig {
@@ -205,6 +211,7 @@ impl std::str::FromStr for ConsoleConfig {
             None if text == "off" => Ok(Self::Off),
             Some(("file", path)) if !path.is_empty() => Ok(Self::File(path.into())),
             Some(("unix", path)) if !path.is_empty() => Ok(Self::Unix(path.into())),
+            Some(("pty", path)) if !path.is_empty() => Ok(Self::Pty(path.into())),
             Some(("fd", number)) => number
                 .parse()
                 .ok()
@@ -230,6 +237,7 @@ impl From<ConsoleConfig> for String {
             ConsoleConfig::Off => "off".to_owned(),
             ConsoleConfig::File(path) => format!("file:{}", path.display()),
             ConsoleConfig::Unix(path) => format!("unix:{}", path.display()),
+            ConsoleConfig::Pty(path) => format!("pty:{}", path.display()),
             ConsoleConfig::Fd(fd) => format!("fd:{fd}"),
         }
     }

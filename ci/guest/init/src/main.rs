@@ -20,6 +20,7 @@ mod netlink;
 mod orders;
 mod pattern;
 mod port;
+mod ports;
 mod userland;
 mod vsock;
 mod watchdog;
@@ -115,6 +116,10 @@ fn carry_out(console: &mut Console, order: &Order) -> io::Result<()> {
         Order::Watchdog(seconds, times, close) => {
             watchdog::feed(console, *seconds, *times, *close)?;
         }
+        Order::PortEcho(name) => ports::echo(console, name)?,
+        Order::PortFlood(name, bytes) => ports::flood(name, *bytes)?,
+        Order::PortSink(name, bytes) => ports::sink(console, name, *bytes)?,
+        Order::ConsoleSize => ports::size(console)?,
         Order::Port80(value) => port::write_debug_port(*value)?,
         Order::WaitButton => {
             let heard = button::wait(console)?;

@@ -79,6 +79,14 @@ pub(crate) enum Order {
     /// `watchdog=SECONDS:TIMES`: starts the watchdog and feeds it so many times, every half second;
     /// `watchdog-stop` stops it afterwards.
     Watchdog(i32, u32, bool),
+    /// `port-echo=NAME`: sends lines back on that virtio port, until `quit`.
+    PortEcho(String),
+    /// `port-flood=NAME:BYTES`: sends that much of a pattern.
+    PortFlood(String, u64),
+    /// `port-sink=NAME:BYTES`: reads that much of a pattern and tells whether it was whole.
+    PortSink(String, u64),
+    /// `console-size`: columns and rows of the console.
+    ConsoleSize,
     /// `port80=VALUE`: a byte to the debug port.
     Port80(u8),
     /// `wait-button`: powers off once the ACPI power button is pressed.
@@ -153,6 +161,17 @@ impl Order {
                 let (seconds, times) = (seconds.parse().ok()?, times.parse().ok()?);
                 Some(Order::Watchdog(seconds, times, verb == "watchdog-stop"))
             }
+            "port-echo" => Some(Order::PortEcho(value?.to_owned())),
+            "port-flood" | "port-sink" => {
+                let (name, bytes) = value?.split_once(':')?;
+                let (name, bytes) = (name.to_owned(), bytes.parse().ok()?);
+                Some(if verb == "port-flood" {
+                    Order::PortFlood(name, bytes)
+                } else {
+                    Order::PortSink(name, bytes)
+                })
+            }
+            "console-size" => plain(Order::ConsoleSize),
             "port80" => byte(value?).map(Order::Port80),
             "wait-button" => plain(Order::WaitButton),
             "poweroff" => plain(Order::PowerOff),
@@ -235,10 +254,11 @@ mod tests {
                     script,time,say=hi,sleep=5,sleep-forever,hang,port80=0x41,port80=7,wait-button,poweroff,\
                     reboot,reboot=acpi,reboot=kbd,reboot=triple,reboot=pci,triple-fault,panic,exit,
                     agent,dax=pmem0:ext4,dax=pmem0:erofs:ro,read=data,write=new:4,poke=pmem0,
-                    vsock-serve=5000,vsock-dial=80:200:64,vsock-refused=9,watchdog=3:4,watchdog-stop=3:4";
+                    vsock-serve=5000,vsock-dial=80:200:64,vsock-refused=9,watchdog=3:4,watchdog-stop=3:4,
+                    port-echo=a,port-flood=a:1,port-sink=a:1,console-size";
         let line = line.replace(char::is_whitespace, "");
         let all = parsed(&line);
-        assert_eq!(all.len(), 40);
+        assert_eq!(all.len(), 44);
         assert!(
             !all.iter().any(|o| matches!(o, Order::Unknown(_))),
             "{all:?}"

@@ -45,7 +45,7 @@ struct State {
     sink: PortSink,
     /// Output that the sink has not taken.
     output: VecDeque<u8>,
-    /// There is more in the guest's queue than `output` has room for.
+    /// There is more in the guest's queue: `output` has no room for it, or others had their turn.
     held: bool,
     /// Input that the guest has not taken.
     input: VecDeque<u8>,
@@ -191,8 +191,12 @@ impl PortHandle {
         let kept = rest.len().min(room);
         state.output.extend(rest.iter().take(kept));
         let left = rest.len().saturating_sub(kept);
-        state.held = left > 0;
         bytes.len().saturating_sub(left)
+    }
+
+    /// Whether there is more in the guest's queue.
+    pub(super) fn hold(&self, held: bool) {
+        self.shared.lock().held = held;
     }
 
     /// The guest that input waits for is gone, and with it what is left in its queue.

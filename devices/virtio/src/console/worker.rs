@@ -81,6 +81,7 @@ impl Port {
     /// Output; `true` if there may be more.
     fn serve_tx(&mut self, tx: &mut VirtQueue, ram: &RamView) -> Result<bool, QueueFault> {
         let mut left = BUDGET;
+        let mut held = false;
         let mut piece = [0; PIECE];
         tx.drain(ram, |tx, chain| {
             loop {
@@ -92,6 +93,7 @@ impl Port {
                 let put = self.handle.put(piece.get(..got).unwrap_or_default());
                 self.skip = self.skip.saturating_add(u32::try_from(put).unwrap_or(0));
                 if put < got {
+                    held = true;
                     tx.undo_pop(chain);
                     return Ok(ControlFlow::Break(()));
                 }
@@ -106,6 +108,7 @@ impl Port {
             })
         })?;
         tx.notify(ram)?;
+        self.handle.hold(held || left == 0);
         Ok(left == 0)
     }
 

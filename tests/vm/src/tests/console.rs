@@ -18,7 +18,7 @@ const LINES_PER_KIB: usize = 16;
 const ALPHABET: &str = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789+-";
 /// Letters in a line of 64 bytes on the wire: `FLOOD NNNNNNNN `, the letters, CR and LF.
 const LETTERS: usize = 47;
-const FLOOD_KIB: usize = 96;
+pub(crate) const FLOOD_KIB: usize = 96;
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("console::flood_is_lossless", |c| flood(c, Duration::ZERO)),
@@ -42,7 +42,7 @@ fn flood(ctx: &Ctx, delay: Duration) -> Verdict {
 }
 
 /// Every line of the flood is there, once, in order, as the init made it.
-fn is_whole(console: &str) -> Verdict {
+pub(crate) fn is_whole(console: &str) -> Verdict {
     let mut next = 0;
     for line in console.lines().filter(|l| l.contains("FLOOD")) {
         // The kernel may speak in between, but never inside a line of ours.
@@ -146,7 +146,7 @@ fn unix(ctx: &Ctx) -> Verdict {
     vm.finish(SOON)?.expect_code(0)
 }
 
-fn hear(stream: &mut UnixStream, words: &str) -> Verdict {
+pub(crate) fn hear(stream: &mut impl Read, words: &str) -> Verdict {
     let mut heard = Vec::new();
     let mut chunk = [0; 1024];
     while !String::from_utf8_lossy(&heard).contains(words) {

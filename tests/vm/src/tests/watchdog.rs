@@ -28,6 +28,7 @@ fn launch<'a>(ctx: &'a Ctx, action: &str, orders: &str) -> Verdict<Running<'a>> 
 
 fn exit(ctx: &Ctx) -> Verdict {
     let vm = launch(ctx, "exit", "watchdog=2:4,hang")?;
+    vm.wait_for("FACT watchdog.timeout", SOON)?;
     let events = vm.ctl_start(&["events"])?;
     let done = vm.finish(SOON)?;
     done.expect_code(5)?;
