@@ -98,7 +98,10 @@ impl Console {
         self.watch = Watch::No;
         match &self.input {
             Input::File(_) => self.input = Input::None,
-            Input::Unix(_) => self.tell_connected(false),
+            Input::Unix(unix) => {
+                unix.hang_up();
+                self.tell_connected(false);
+            }
             Input::None => {}
         }
     }
@@ -119,6 +122,9 @@ impl Console {
     }
 
     fn client_waits(&mut self, ops: &mut EventOps<'_>) {
+        if matches!(&self.input, Input::Unix(unix) if unix.client_is_gone()) {
+            self.input_ended(self.input_fd(), ops);
+        }
         let Input::Unix(listening) = &self.input else {
             return;
         };
@@ -182,5 +188,89 @@ impl MutEventSubscriber for Console {
             LISTENER => self.client_waits(ops),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+    use std::sync::{Arc, Mutex};
+    use std::time::{Duration, Instant};
+
+    use virtio_devices::IoThread;
+    use vmm_sys_util::eventfd::EFD_NONBLOCK;
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::super::line::Line;
+    use super::*;
+    use crate::spec::ConsoleConfig;
+
+    /// A guest that takes everything.
+    struct Taker {
+        heard: Arc<Mutex<Vec<u8>>>,
+        connected: Arc<Mutex<Vec<bool>>>,
+        room: EventFd,
+    }
+
+    impl Line for Taker {
+        fn offer(&self, input: &[u8]) -> usize {
+            self.heard.lock().unwrap().extend(input);
+            input.len()
+        }
+        fn room(&self) -> &EventFd {
+            &self.room
+        }
+        fn output_ready(&self) -> bool {
+            true
+        }
+        fn output_waiting(&self) -> bool {
+            false
+        }
+        fn lost(&self) -> u64 {
+            0
+        }
+        fn set_connected(&self, connected: bool) {
+            self.connected.lock().unwrap().push(connected);
+        }
+    }
+
+    fn wait(what: &str, mut done: impl FnMut() -> bool) {
+        let limit = Instant::now() + Duration::from_secs(10);
+        while !done() {
+            assert!(Instant::now() < limit, "no {what}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// The next client's descriptor has the number of the one before.
+    #[test]
+    fn clients_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console");
+        let config = ConsoleConfig::Unix(path.clone());
+        let mut console = Console::open(&config, Box::new(|| {})).unwrap();
+        let (heard, connected) = (Arc::default(), Arc::default());
+        console.connect(Taker {
+            heard: Arc::clone(&heard),
+            connected: Arc::clone(&connected),
+            room: EventFd::new(EFD_NONBLOCK).unwrap(),
+        });
+        let mut sink = console.sink().unwrap();
+        let io = IoThread::spawn("io", || Ok(())).unwrap();
+        let _events = io.handle().attach(Arc::new(Mutex::new(console))).unwrap();
+        for round in 1..5 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(b"x").unwrap();
+            wait("input", || heard.lock().unwrap().len() == round);
+            drop(client);
+            if round == 3 {
+                // The writer may be the first to notice.
+                wait("end", || sink.write(b"y").is_ok());
+            }
+            wait("end", || connected.lock().unwrap().len() == 1 + 2 * round);
+        }
+        let expected = [false, true, false, true, false, true, false, true, false];
+        assert_eq!(*connected.lock().unwrap(), expected);
     }
 }

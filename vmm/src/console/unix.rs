@@ -28,7 +28,10 @@ struct Shared {
 
 #[derive(Default)]
 struct State {
+    /// Its descriptor is epoll's to know, so it stays until the console has taken it from there.
     client: Option<UnixStream>,
+    /// The client takes no more.
+    gone: bool,
     kept: VecDeque<u8>,
 }
 
@@ -70,10 +73,23 @@ impl Listening {
         }
         stream.set_nonblocking(true)?;
         state.client = Some(stream);
+        state.gone = false;
         Ok(true)
     }
 
-    /// Reads from the client; `Ok(0)` when it has gone, and it is forgotten.
+    /// Whether there is a client that takes no more.
+    pub(super) fn client_is_gone(&self) -> bool {
+        self.shared.lock().gone
+    }
+
+    /// Forgets the client, which nothing watches any more.
+    pub(super) fn hang_up(&self) {
+        let mut state = self.shared.lock();
+        state.client = None;
+        state.gone = false;
+    }
+
+    /// Reads from the client; `Ok(0)` when it has gone.
     pub(super) fn read(&self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut state = self.shared.lock();
         let Some(client) = &mut state.client else {
@@ -83,7 +99,7 @@ impl Listening {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => Err(e),
             Ok(n) if n > 0 => Ok(n),
             _ => {
-                state.client = None;
+                state.gone = true;
                 Ok(0)
             }
         }
@@ -95,16 +111,16 @@ struct UnixSink(Arc<Shared>);
 impl Write for UnixSink {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
         let mut state = self.0.lock();
-        let State { client, kept } = &mut *state;
-        if let Some(stream) = client {
+        let State { client, gone, kept } = &mut *state;
+        if let (Some(stream), false) = (client, *gone) {
             match send(stream, kept, data) {
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     let _ = self.0.stalled.write(1);
                     return Err(e);
                 }
                 Ok(sent) => return Ok(sent),
-                // The client is gone; the reader notices and forgets it.
-                Err(_) => *client = None,
+                // The reader notices, and forgets it.
+                Err(_) => *gone = true,
             }
         }
         let room = KEPT.saturating_sub(data.len());
@@ -166,6 +182,8 @@ mod tests {
         assert!(!console.accept().unwrap(), "one client at a time");
         drop(client);
         assert_eq!(console.read(&mut [0; 8]).unwrap(), 0);
+        assert!(console.client_is_gone());
+        console.hang_up();
         assert!(console.client_fd().is_none());
     }
 }

@@ -150,8 +150,10 @@ pub(crate) fn hear(stream: &mut impl Read, words: &str) -> Verdict {
     let mut heard = Vec::new();
     let mut chunk = [0; 1024];
     while !String::from_utf8_lossy(&heard).contains(words) {
-        let length = stream.read(&mut chunk)?;
         let so_far = String::from_utf8_lossy(&heard);
+        let length = stream
+            .read(&mut chunk)
+            .map_err(|e| Outcome::Failed(format!("no `{words}` after {so_far:?}: {e}")))?;
         ensure!(length > 0, "the socket closed after {so_far:?}");
         heard.extend(&chunk[..length]);
     }
