@@ -335,7 +335,6 @@ fn plug(
         None => Box::new(HostBridge::new()),
         Some((id, device)) => {
             let model = device.model(&Place {
-                ram: wiring.ram.clone(),
                 io: parts.io.handle(),
                 windows: &wiring.windows,
                 letters: parts.letters,

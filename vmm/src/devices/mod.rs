@@ -28,7 +28,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use testudo_arch::Span;
-use testudo_memory::{Backing, GuestRam, GuestWindows, RamHandle, RamListener};
+use testudo_memory::{Backing, GuestRam, GuestWindows, RamListener};
 use testudo_protocol::LimitsSpec;
 use thiserror::Error;
 use virtio_devices::{IoHandle, IoThread, SpawnError, VirtioModel};
@@ -192,8 +192,6 @@ impl HostContext {
 
 /// Where a model is to work.
 pub(crate) struct Place<'a> {
-    /// Guest RAM.
-    pub(crate) ram: RamHandle,
     /// The thread that serves devices without one of their own.
     pub(crate) io: IoHandle,
     /// Shows memory to the guest.
