@@ -55,7 +55,7 @@ pub struct Batch {
 }
 
 /// What runs in labs.
-pub const BATCHES: [Batch; 3] = [
+pub const BATCHES: [Batch; 4] = [
     Batch {
         batch: "boot",
         cpus: 1,
@@ -93,12 +93,24 @@ pub const BATCHES: [Batch; 3] = [
                 tests::userland::TESTS,
                 &tests::blk::tests(),
                 tests::pmem::TESTS,
-                tests::vsock::TESTS,
-                tests::watchdog::TESTS,
-                tests::vhost_user::TESTS,
-                tests::net::TESTS,
                 tests::mem::TESTS,
                 tests::balloon::TESTS,
+                tests::watchdog::TESTS,
+            ]
+            .concat()
+        },
+    },
+    Batch {
+        batch: "sharing",
+        cpus: 1,
+        memory: "4G",
+        hugepages: 0,
+        timeout: 2400,
+        tests: || {
+            [
+                tests::vsock::TESTS,
+                tests::vhost_user::TESTS,
+                tests::net::TESTS,
                 tests::fs::TESTS,
                 tests::ports::TESTS,
             ]

@@ -35,7 +35,7 @@ pub fn run_in_lab(
 }
 
 fn once(labs: &Kit, spec: &LabSpec) -> Result<Ran, LabError> {
-    let (mut out, mut err) = (Echo(Vec::new()), io::stderr());
+    let (mut out, mut err) = (Echo::default(), io::stderr());
     let streams = Streams {
         out: &mut out,
         err: &mut err,
@@ -44,21 +44,43 @@ fn once(labs: &Kit, spec: &LabSpec) -> Result<Ran, LabError> {
     let outcome = testudo_lab::run(labs, spec, lab::environment(spec), streams)?;
     Ok(Ran {
         status: outcome.status,
-        said: String::from_utf8_lossy(&out.0).into_owned(),
+        said: String::from_utf8_lossy(&out.said).into_owned(),
     })
 }
 
-/// Shows what is written and keeps it.
-struct Echo(Vec<u8>);
+/// Shows what is written, a whole line at a time for labs beside this one, and keeps it.
+#[derive(Default)]
+struct Echo {
+    said: Vec<u8>,
+    shown: usize,
+}
+
+impl Echo {
+    fn show(&mut self, end: usize) -> io::Result<()> {
+        let lines = self.said.get(self.shown..end).unwrap_or_default();
+        let shown = io::stdout().write_all(lines);
+        self.shown = end;
+        shown
+    }
+}
 
 impl Write for Echo {
     fn write(&mut self, data: &[u8]) -> io::Result<usize> {
-        self.0.extend_from_slice(data);
-        io::stdout().write_all(data)?;
+        self.said.extend_from_slice(data);
+        if let Some(last) = self.said.iter().rposition(|b| *b == b'\n') {
+            self.show(last.saturating_add(1).max(self.shown))?;
+        }
         Ok(data.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         io::stdout().flush()
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        // What came without a line's end.
+        let _ = self.show(self.said.len());
     }
 }

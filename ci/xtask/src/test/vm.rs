@@ -8,12 +8,16 @@
 //! KIT.json is a [`GuestKit`]. It prints `PASS name (secs)`, `FAIL name: why`, `SKIP name: why`,
 //! closes with `N passed, N failed, N skipped`, and its exit status is 0 if and only if none failed.
 
+use std::collections::VecDeque;
 use std::fs;
+use std::num::NonZero;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use testudo_lab::{Kit, LabSpec};
 
@@ -28,6 +32,9 @@ use crate::{guest, lab, sh, workspace};
 /// Labs that one batch may use up. Each goes on where the one before stopped, and a test that takes
 /// two labs with it fails, so the batch as a whole gets on.
 const LABS: u32 = 8;
+
+/// Labs beside one another. Each has one emulated CPU and a few gigabytes.
+const LABS_AT_A_TIME: usize = 2;
 
 /// The shape of a lab and the name of what runs in it.
 #[derive(Debug, PartialEq, Deserialize)]
@@ -124,10 +131,42 @@ pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally
         userland_folder: userland.folder,
     };
     let runner = workspace::static_binary("testudo-vm-tests", "vm-tests", "lab")?;
-    for batch in batches(&runner)?.iter().filter(|b| wanted(&b.batch)) {
-        tally += run_batch(&labs, &guests, &runner, batch, filter)?;
-    }
+    let mut queue = batches(&runner)?;
+    queue.retain(|b| wanted(&b.batch));
+    // The longest first, so that no lab is alone at the end.
+    queue.sort_by_key(|b| std::cmp::Reverse(b.timeout));
+    tally += side_by_side(queue, |batch| {
+        run_batch(&labs, &guests, &runner, batch, filter)
+    })?;
     Ok(tally)
+}
+
+/// Runs the batches, as many at a time as this machine has CPUs, up to [`LABS_AT_A_TIME`].
+fn side_by_side(queue: Vec<Batch>, run: impl Fn(&Batch) -> Result<Tally> + Sync) -> Result<Tally> {
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    let lanes = cpus.min(LABS_AT_A_TIME).min(queue.len());
+    let queue = Mutex::new(VecDeque::from(queue));
+    let next = || {
+        let mut queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        queue.pop_front()
+    };
+    let lane = || {
+        let mut tally = Tally::default();
+        while let Some(batch) = next() {
+            tally += run(&batch)?;
+        }
+        Ok(tally)
+    };
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..lanes).map(|_| scope.spawn(lane)).collect();
+        lanes
+            .into_iter()
+            .try_fold(Tally::default(), |mut sum, lane| {
+                let ended = lane.join().unwrap_or_else(|_| bail!("a lane panicked"));
+                sum += ended?;
+                Ok(sum)
+            })
+    })
 }
 
 fn batches(runner: &Path) -> Result<Vec<Batch>> {
@@ -230,6 +269,26 @@ fn path(path: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_batch_is_run_once_and_counted() {
+        let batch = |n: u32| Batch {
+            batch: format!("b{n}"),
+            ..serde_json::from_str(r#"{"batch":"x"}"#).unwrap()
+        };
+        let seen = Mutex::new(Vec::new());
+        let run = |batch: &Batch| {
+            seen.lock().unwrap().push(batch.batch.clone());
+            Ok(Tally::PASSED)
+        };
+        let tally = side_by_side((0..5).map(batch).collect(), run).unwrap();
+        let mut seen = seen.into_inner().unwrap();
+        seen.sort();
+        assert_eq!(seen, ["b0", "b1", "b2", "b3", "b4"]);
+        assert_eq!(tally.passed, 5);
+        assert!(side_by_side(vec![batch(0)], |_| bail!("no")).is_err());
+        assert_eq!(side_by_side(Vec::new(), |_| bail!("no")).unwrap().passed, 0);
+    }
 
     #[test]
     fn a_batch_is_small_unless_it_says_more() {
