@@ -77,6 +77,9 @@ pub(crate) fn run(
     // own is in place, so the guest need not wait for that.
     std::thread::yield_now();
     apply(ThreadKind::CTL, seccomp)?;
+    if let Err(e) = crate::code::unmap() {
+        log::debug!("the code of the start stays mapped: {e}");
+    }
     loop {
         events
             .run()

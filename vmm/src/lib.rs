@@ -12,6 +12,7 @@
 mod affinity;
 mod board;
 pub mod cli;
+mod code;
 mod console;
 mod control;
 pub mod devices;
