@@ -13,6 +13,7 @@
 mod backing;
 mod config;
 mod disk;
+mod inline;
 mod iovec;
 mod lane;
 mod request;

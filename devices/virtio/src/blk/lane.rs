@@ -16,6 +16,7 @@ use vm_memory::{Bytes, GuestAddress, Permissions};
 
 use super::backing::Backing;
 use super::disk::Disk;
+use super::inline::Inline;
 use super::iovec::{self, Aligned, IoVec};
 use super::request::{HEADER, Operation, Refusal, Request, Status};
 use super::ring::{Done, Job, Ring, Submitted};
@@ -31,48 +32,6 @@ const SPARE: usize = 64;
 const QUIET: Duration = Duration::from_secs(10);
 /// When the kernel is short of something it is asked again after this long.
 const RETRY: Duration = Duration::from_millis(2);
-
-/// Calls of one pass that took longer than this did wait, for dirty pages to be written or so.
-const STALL: Duration = Duration::from_millis(20);
-/// For so long nothing is tried at once after that.
-const AFTER_STALL: Duration = Duration::from_secs(1);
-/// Reads that go to io_uring without a try after one that was not in the page cache.
-const AFTER_MISS: u8 = 15;
-
-/// What is tried by a system call before io_uring is troubled.
-struct Inline {
-    /// When the pass in hand made its first call.
-    since: Option<Instant>,
-    /// Nothing is tried before.
-    not_before: Option<Instant>,
-    /// Reads that are not tried.
-    misses: u8,
-}
-
-impl Inline {
-    /// Whether the cache is tried now.
-    fn begins(&mut self) -> bool {
-        if self.since.is_some() {
-            return true;
-        }
-        let now = Instant::now();
-        if self.not_before.is_some_and(|then| now < then) {
-            return false;
-        }
-        self.not_before = None;
-        self.since = Some(now);
-        true
-    }
-
-    /// The pass is over.
-    fn ended(&mut self) {
-        if let Some(since) = self.since.take()
-            && since.elapsed() > STALL
-        {
-            self.not_before = Instant::now().checked_add(AFTER_STALL);
-        }
-    }
-}
 
 /// A request under way.
 pub(super) struct Pending {
@@ -98,11 +57,7 @@ impl Lane {
         Self {
             ring,
             timer,
-            inline: inline.then_some(Inline {
-                since: None,
-                not_before: None,
-                misses: 0,
-            }),
+            inline: inline.then(Inline::default),
             done: Vec::new(),
             spare: Vec::new(),
             bounce: None,
@@ -174,7 +129,11 @@ impl Lane {
         let by_call = match job {
             _ if self.inline.is_some() && disk.backing.in_memory() => true,
             Job::Allocate { .. } => !disk.backing.is_regular(),
-            Job::Write { durable, .. } => !durable && self.may_cache(),
+            Job::Write { durable: true, .. } => false,
+            Job::Write { .. } => self
+                .inline
+                .as_mut()
+                .is_some_and(|inline| inline.may_write(Instant::now)),
             Job::Read { .. } => {
                 if self.is_cached(disk, &pieces, &request) {
                     self.keep(pieces);
@@ -203,29 +162,20 @@ impl Lane {
         self.answer(queue, ram, chain, &request, &done)
     }
 
-    /// Whether a write goes to the page cache at once. Many file systems have no way to try, and
-    /// io_uring hands every such write to a thread of its own.
-    fn may_cache(&mut self) -> bool {
-        self.inline.as_mut().is_some_and(Inline::begins)
-    }
-
     /// Whether a read was in the page cache, and is done.
     fn is_cached(&mut self, disk: &Disk, pieces: &[IoVec], request: &Request) -> bool {
         let (Some(inline), true) = (&mut self.inline, self.ring.is_some()) else {
             return false;
         };
-        if let Some(left) = inline.misses.checked_sub(1) {
-            inline.misses = left;
+        if !inline.may_read() {
             return false;
         }
-        if disk
-            .backing
-            .read_cached(pieces, request.offset, request.len)
-        {
-            return true;
+        let Request { offset, len, .. } = *request;
+        let cached = disk.backing.read_cached(pieces, offset, len);
+        if !cached {
+            inline.missed();
         }
-        inline.misses = AFTER_MISS;
-        false
+        cached
     }
 
     /// Hands over what was begun, takes what is completed and tells the driver, once per queue.
@@ -237,7 +187,7 @@ impl Lane {
         durable: bool,
     ) -> Result<(), QueueFault> {
         if let Some(inline) = &mut self.inline {
-            inline.ended();
+            inline.pass_ended(Instant::now);
         }
         let handed_over = match &mut self.ring {
             Some(ring) => {
