@@ -66,11 +66,29 @@ fn address(cid: u32, port: u32) -> libc::sockaddr_vm {
     address
 }
 
+/// `SO_VM_SOCKETS_CONNECT_TIMEOUT_OLD`.
+const CONNECT_TIMEOUT: i32 = 6;
+const TIMEVAL_LEN: u32 = 16;
 const ADDRESS_LEN: u32 = 16;
 const _: () = assert!(size_of::<libc::sockaddr_vm>() == 16, "as ADDRESS_LEN says");
 
 fn connect(port: u32) -> io::Result<File> {
     let socket = socket()?;
+    // On a busy machine Linux's two seconds are soon over.
+    let patience = libc::timeval {
+        tv_sec: 30,
+        tv_usec: 0,
+    };
+    // SAFETY: the option takes a timeval of that length.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::AF_VSOCK,
+            CONNECT_TIMEOUT,
+            (&raw const patience).cast(),
+            TIMEVAL_LEN,
+        )
+    })?;
     let to = address(HOST, port);
     // SAFETY: `to` is an address of that length.
     check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const to).cast(), ADDRESS_LEN) })?;

@@ -25,8 +25,10 @@ pub(super) struct Connection {
     shut_to_guest: bool,
     /// Chains to fill by the next read.
     pub(super) burst: usize,
-    /// In the queue of those that have something for the guest.
+    /// In the queue of those that have data for the guest.
     pub(super) queued: bool,
+    /// In the queue of those that owe the guest a packet without data.
+    pub(super) urgent: bool,
     /// When patience ends with whoever has to act now.
     pub(super) deadline: Option<Duration>,
     /// Until when the guest's connection is tried.
@@ -46,6 +48,7 @@ impl Connection {
             shut_to_guest: false,
             burst: 1,
             queued: false,
+            urgent: false,
             deadline: None,
             dial_until: Duration::ZERO,
         }
@@ -150,11 +153,11 @@ impl Connection {
         matches!(self.stream.phase(), Phase::Closing | Phase::Gone) && self.backlog.is_empty()
     }
 
-    /// It has something for the guest.
-    pub(super) fn wants_turn(&mut self) -> bool {
+    /// Whether it owes the guest a packet without data, and whether it has data for it.
+    pub(super) fn wants(&mut self) -> (bool, bool) {
         let readable = self.readable && self.socket.is_some();
         let room = self.stream.room() > 0;
         self.stream.blocked(readable && !room);
-        self.stream.due().is_some() || (readable && room)
+        (self.stream.due().is_some(), readable && room)
     }
 }

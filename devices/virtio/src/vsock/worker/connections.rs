@@ -43,7 +43,11 @@ pub(super) struct Connections {
     all: HashMap<Id, Connection>,
     clients: HashMap<Id, Client>,
     by_ports: HashMap<Ports, Id>,
+    /// Those that have data for the guest, in turn.
     ready: VecDeque<Id>,
+    /// Those that owe it an answer, a credit, an end: they cost little and somebody waits, so they go
+    /// before all data.
+    urgent: VecDeque<Id>,
     gauges: Gauges,
     most: usize,
     last_id: Id,
@@ -73,6 +77,7 @@ impl Connections {
             clients: HashMap::new(),
             by_ports: HashMap::new(),
             ready: VecDeque::new(),
+            urgent: VecDeque::new(),
             gauges,
             most,
             last_id: FIRST_ID,
@@ -281,14 +286,23 @@ impl Connections {
             }
             _ => {}
         }
-        if !connection.queued && connection.wants_turn() {
-            connection.queued = true;
+        let (owes, has_data) = connection.wants();
+        if owes && !std::mem::replace(&mut connection.urgent, true) {
+            self.urgent.push_back(id);
+        }
+        if has_data && !std::mem::replace(&mut connection.queued, true) {
             self.ready.push_back(id);
         }
     }
 
     /// The connection whose turn it is to send to the guest.
     pub(super) fn next_ready(&mut self) -> Option<Id> {
+        while let Some(id) = self.urgent.pop_front() {
+            if let Some(connection) = self.all.get_mut(&id) {
+                connection.urgent = false;
+                return Some(id);
+            }
+        }
         loop {
             let id = self.ready.pop_front()?;
             if let Some(connection) = self.all.get_mut(&id) {
@@ -298,14 +312,13 @@ impl Connections {
         }
     }
 
-    /// It keeps its turn.
+    /// It keeps its turn: the guest had no buffer.
     pub(super) fn ready_first(&mut self, id: Id) {
-        if let Some(connection) = self.all.get_mut(&id) {
-            if connection.queued {
-                self.ready.retain(|other| *other != id);
+        // Settling has put it at the end of the queue it belongs to.
+        for queue in [&mut self.urgent, &mut self.ready] {
+            if queue.back() == Some(&id) {
+                queue.rotate_right(1);
             }
-            connection.queued = true;
-            self.ready.push_front(id);
         }
     }
 
@@ -371,5 +384,6 @@ impl Connections {
             self.with(id, ops, |connection| connection.stream.lost());
         }
         self.ready.clear();
+        self.urgent.clear();
     }
 }

@@ -77,6 +77,7 @@ impl Connection {
         ram: &RamView,
         guest_cid: u64,
     ) -> Result<Turn, QueueFault> {
+        let mut owed = false;
         while let Some(due) = self.stream.due() {
             if session.stock(ram, 1)? == 0 {
                 return Ok(Turn::Starved);
@@ -84,6 +85,11 @@ impl Connection {
             let (op, flags) = due.op();
             session.send(ram, &self.header(guest_cid, op, flags, 0), 0)?;
             self.stream.told(due);
+            owed = true;
+        }
+        if owed {
+            // Data has a turn of its own.
+            return Ok(Turn::Done);
         }
         let room = self.stream.room();
         if !self.readable || room == 0 {
