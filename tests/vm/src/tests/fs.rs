@@ -266,11 +266,8 @@ m[5 << 20:(5 << 20) + 7] = b"written"
 m.flush()
 parts = os.open("/mnt/big", os.O_RDONLY)
 read = 0
-while True:
-    n = len(os.read(parts, 4 << 20))
-    if n == 0:
-        break
-    read += n
+while read < 128 << 20:
+    read += len(os.read(parts, 4 << 20))
 print(f"FACT found={found}")
 print(f"FACT total={total}")
 print(f"FACT read={read}")
@@ -289,7 +286,7 @@ umount /mnt"#;
     let facts = vm.finish(PATIENCE)?.facts()?;
     ensure!(facts.get("found")? == "3", "{}", facts.get("found")?);
     ensure!(
-        facts.number::<u64>("read")? == SIZE,
+        facts.number::<u64>("read")? == 128 << 20,
         "{}",
         facts.get("read")?
     );
@@ -306,11 +303,11 @@ fn many(ctx: &Ctx) -> Verdict {
     let host = folder(ctx, "share")?;
     let script = r#"cat > /tmp/many.py <<'END'
 import os, time
-def each(what, f):
+def each(what, f, files):
     start = time.monotonic()
-    for n in range(10000):
+    for n in files:
         f(f"d{n % 10}/f{n}", n)
-    print(f"FACT {what}_us={int((time.monotonic() - start) * 100)}")
+    print(f"FACT {what}_us={int((time.monotonic() - start) * 1e6 / len(files))}")
 def write(name, n):
     with open(name, "x") as f:
         f.write(str(n))
@@ -318,11 +315,11 @@ def read(name, n):
     assert open(name).read() == str(n)
 for d in range(10):
     os.mkdir(f"d{d}")
-each("create", write)
-each("stat", lambda name, n: os.stat(name))
-each("read", read)
+each("create", write, range(10000))
+each("stat", lambda name, n: os.stat(name), range(10000))
+each("read", read, range(0, 10000, 5))
 assert sum(len(os.listdir(f"d{d}")) for d in range(10)) == 10000
-each("unlink", lambda name, n: os.unlink(name) if n % 2 else None)
+each("unlink", lambda name, n: os.unlink(name), range(0, 10000, 2))
 END
 python3 /tmp/many.py
 echo 2 > /proc/sys/vm/drop_caches"#;
@@ -404,9 +401,9 @@ fn reboot(ctx: &Ctx) -> Verdict {
 fn pause(ctx: &Ctx) -> Verdict {
     let host = folder(ctx, "share")?;
     let script = r#"echo BEGUN
-         for n in $(seq 400); do echo $n > f$n; cat f$n >> all; done
+         for n in $(seq 150); do echo $n > f$n; cat f$n >> all; done
          fact sum "$(md5sum < all | cut -d' ' -f1)"
-         fact own "$(seq 400 | md5sum | cut -d' ' -f1)""#;
+         fact own "$(seq 150 | md5sum | cut -d' ' -f1)""#;
     let launch = guest(ctx, &host, ",queues=2", script).control();
     let vm = launch.spawn()?;
     vm.wait_for("BEGUN", PATIENCE)?;
