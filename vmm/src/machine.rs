@@ -278,6 +278,8 @@ impl Machine {
         // A vCPU that is stuck would keep the drop below waiting; it says so first.
         if let Err(stuck) = self.pause() {
             log::error!("{stuck}");
+            // Even so: RAM that is about to be emptied must have no transfers in flight.
+            self.board.pause_devices();
         }
         self.console_events = None;
         self.console().drain(DRAIN_PATIENCE);
