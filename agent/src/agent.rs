@@ -57,6 +57,8 @@ pub(crate) struct Agent {
     policy: Box<dyn Policy>,
     signals: OwnedFd,
     uevents: Option<OwnedFd>,
+    /// Open as long as the agent lives: the host hears of its end.
+    _ready: Option<OwnedFd>,
     /// Watches memory.events of each container's group.
     pub(crate) watches: OwnedFd,
     next_process: u32,
@@ -83,6 +85,14 @@ fn listen(at: &Listen) -> Result<OwnedFd, Failure> {
             Ok(socket.into())
         }
     }
+}
+
+/// A host that is not there will ask by itself.
+fn call_host(port: u32) -> Option<OwnedFd> {
+    let called = crate::sys::vsock::call_host(port);
+    called
+        .inspect_err(|e| log::warn!("cannot call port {port} of the host: {e}"))
+        .ok()
 }
 
 impl Agent {
@@ -144,6 +154,7 @@ impl Agent {
             policy: Box::new(AllowAll),
             signals,
             uevents,
+            _ready: settings.ready.and_then(call_host),
             watches,
             next_process: 1,
         })

@@ -25,6 +25,8 @@ pub(crate) enum Listen {
 pub(crate) struct Settings {
     pub(crate) requests: Listen,
     pub(crate) streams: Listen,
+    /// A port of the host, which is called as soon as the agent listens.
+    pub(crate) ready: Option<u32>,
     pub(crate) log: log::LevelFilter,
     /// Sockets, storages and what belongs to the sandbox.
     pub(crate) state: PathBuf,
@@ -37,6 +39,7 @@ impl Default for Settings {
         Self {
             requests: Listen::Vsock(REQUEST_PORT),
             streams: Listen::Vsock(STREAM_PORT),
+            ready: None,
             log: log::LevelFilter::Info,
             state: "/run/testudo".into(),
             cgroup: "testudo".into(),
@@ -66,6 +69,10 @@ impl Settings {
             match key {
                 "requests" => settings.requests = listen(value).ok_or_else(|| bad(LISTEN))?,
                 "streams" => settings.streams = listen(value).ok_or_else(|| bad(LISTEN))?,
+                "ready" => match listen(value) {
+                    Some(Listen::Vsock(port)) => settings.ready = Some(port),
+                    _ => return Err(bad("vsock:PORT")),
+                },
                 "log" => {
                     settings.log = value
                         .parse()
@@ -77,7 +84,11 @@ impl Settings {
                     settings.cgroup = value.into();
                 }
                 "cgroup" => return Err(bad("one name, without a slash")),
-                _ => return Err(bad("known are requests, streams, log, state and cgroup")),
+                _ => {
+                    return Err(bad(
+                        "known are requests, streams, ready, log, state and cgroup",
+                    ));
+                }
             }
         }
         Ok(settings)
@@ -143,10 +154,12 @@ mod tests {
 
     #[test]
     fn the_kernels_own_words_are_not_the_agents() {
-        let line = "console=ttyS0 quiet agent.log=debug panic=-1 agent.requests=vsock:99";
+        let line = "console=ttyS0 quiet agent.log=debug panic=-1 agent.requests=vsock:99 \
+                    agent.ready=vsock:1026";
         let settings = Settings::from_kernel(line).unwrap();
         assert_eq!(settings.log, log::LevelFilter::Debug);
         assert_eq!(settings.requests, Listen::Vsock(99));
+        assert_eq!(settings.ready, Some(1026));
         assert_eq!(settings.streams, Listen::Vsock(STREAM_PORT));
     }
 

@@ -1,5 +1,5 @@
 //! Memory of the agent itself.
-#![expect(unsafe_code, reason = "mallopt is C's")]
+#![cfg_attr(target_env = "gnu", expect(unsafe_code, reason = "mallopt is C's"))]
 
 /// One heap for all threads, given back when it is free: jobs' threads come and go.
 pub(crate) fn small_heap() {

@@ -20,7 +20,7 @@ pub use frame::{
 };
 pub use generated::envelope;
 pub use generated::messages::*;
-pub use stream::{PREAMBLE, Preamble, REQUEST_PORT, STREAM_PORT};
+pub use stream::{PREAMBLE, Preamble, READY_PORT, REQUEST_PORT, STREAM_PORT};
 
 /// Meaning of the requests; raised when one changes its meaning.
 pub const API: u32 = 1;

@@ -8,6 +8,10 @@
 pub const REQUEST_PORT: u32 = 1024;
 /// Where the agent listens for streams.
 pub const STREAM_PORT: u32 = 1025;
+/// Where the host listens for the agent's call, if it says `agent.ready=vsock:1026` on the kernel's command
+/// line: the agent connects as soon as it listens, says nothing, and keeps the connection open as long as it
+/// lives. So nobody has to try.
+pub const READY_PORT: u32 = 1026;
 
 const MAGIC: [u8; 8] = *b"TSTREAM1";
 /// Bytes of a preamble.
