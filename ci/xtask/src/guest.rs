@@ -36,6 +36,8 @@ enum What {
         #[arg(long, value_parser = size)]
         pad: Option<u64>,
     },
+    /// Build the agent and an initramfs in which it is the init, for our kernel, and print where it is.
+    Agent,
     /// Make a Debian userland with fio, iperf3, git, gcc and the like, and print where its disk image
     /// and its folder are.
     Userland,
@@ -53,6 +55,12 @@ pub fn run(args: &Args) -> Result<()> {
                 (false, None) => Contents::Modules,
             };
             println!("initramfs {}", initramfs(&cache, contents)?.display());
+        }
+        What::Agent => {
+            println!(
+                "initramfs {}",
+                initramfs(&cache, Contents::Agent)?.display()
+            );
         }
         What::Userland => {
             let userland = userland(&cache)?;
@@ -106,6 +114,8 @@ pub enum Contents {
     Bare,
     /// The modules of Debian's cloud kernel that a VM test needs, for its order `modules`.
     Modules,
+    /// The agent in the place of the test init, and nothing else.
+    Agent,
     /// Incompressible padding up to this many bytes in all, for measurements.
     Padded(u64),
 }

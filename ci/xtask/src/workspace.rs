@@ -39,16 +39,36 @@ pub fn cargo() -> Command {
     command
 }
 
+/// What runs in every guest: with musl it has half the size, and without a place of its own to be moved to
+/// it has no relocations to make pages its own.
+const SMALL_TARGET: &str = "x86_64-unknown-linux-musl";
+const SMALL: &str = r#"target.x86_64-unknown-linux-musl.rustflags=["-Crelocation-model=static"]"#;
+
 /// Builds a binary, statically linked; returns its path.
 pub fn static_binary(package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
+    built(package, binary, profile, TARGET, STATIC)
+}
+
+/// Builds a binary, statically linked and as small as can be; returns its path.
+pub fn small_binary(package: &str, binary: &str, profile: &str) -> Result<PathBuf> {
+    built(package, binary, profile, SMALL_TARGET, SMALL)
+}
+
+fn built(
+    package: &str,
+    binary: &str,
+    profile: &str,
+    target: &str,
+    config: &str,
+) -> Result<PathBuf> {
     let root = root()?;
     let mut command = cargo();
     command
         .current_dir(&root)
-        .args(["build", "--quiet", "--config", STATIC]);
+        .args(["build", "--quiet", "--config", config]);
     command.args([
         "--target",
-        TARGET,
+        target,
         "--profile",
         profile,
         "--package",
@@ -59,7 +79,7 @@ pub fn static_binary(package: &str, binary: &str, profile: &str) -> Result<PathB
     sh::live(&mut command)?;
     let profile_dir = if profile == "dev" { "debug" } else { profile };
     Ok(target_dir(&root)
-        .join(TARGET)
+        .join(target)
         .join(profile_dir)
         .join(binary))
 }

@@ -24,6 +24,8 @@ pub struct Images {
     pub initramfs: PathBuf,
     /// The same without modules, for ours.
     pub initramfs_bare: PathBuf,
+    /// The agent and nothing else, for ours.
+    pub initramfs_agent: PathBuf,
     /// A Debian userland, as a disk.
     pub userland: PathBuf,
     /// The same, as a folder.

@@ -84,6 +84,7 @@ fn images(list: &Path) -> Result<Images> {
         &images.stock.vmlinux,
         &images.initramfs,
         &images.initramfs_bare,
+        &images.initramfs_agent,
         &images.userland,
     ] {
         if !path.is_file() {

@@ -1,4 +1,4 @@
-//! The initramfs of test guests: `/init` from `ci/guest/init`, linked statically, and the folders and
+//! The initramfs of test guests: `/init` from `ci/guest/init` or the agent, linked statically, and the folders and
 //! the console node it expects. Not compressed: unpacking would be time in every boot.
 
 use std::fs;
@@ -18,10 +18,14 @@ const RECIPE: &[u8] = b"1";
 const PAD_HEAD: usize = 110 + 4 + 2;
 
 pub(super) fn build(cache: &Cache, contents: Contents) -> Result<PathBuf> {
-    let init = workspace::static_binary("guest-init", "guest-init", "guest")?;
+    let init = match contents {
+        Contents::Agent => workspace::small_binary("testudo-agent", "testudo-agent", "agent")?,
+        _ => workspace::static_binary("guest-init", "guest-init", "guest")?,
+    };
     let init = fs::read(&init).with_context(|| format!("cannot read {}", init.display()))?;
     let (label, archive) = match contents {
         Contents::Bare => ("guest-initramfs-bare", archive(&init, |_| Ok(()))?),
+        Contents::Agent => ("agent-initramfs", archive(&init, |_| Ok(()))?),
         Contents::Modules => {
             let (release, files) = stock::modules(cache)?;
             let with = |cpio: &mut Cpio<Vec<u8>>| {

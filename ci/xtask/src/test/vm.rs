@@ -87,6 +87,8 @@ struct GuestKit {
     initramfs_bare: PathBuf,
     /// The same, padded to 2 MiB, for measurements.
     initramfs_2m: PathBuf,
+    /// The agent and nothing else, for our kernel.
+    initramfs_agent: PathBuf,
     /// A Debian userland, as a disk.
     userland: PathBuf,
     /// The same, as a folder.
@@ -127,6 +129,7 @@ pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally
         initramfs: guest::initramfs(cache, Contents::Modules)?,
         initramfs_bare: guest::initramfs(cache, Contents::Bare)?,
         initramfs_2m: guest::initramfs(cache, Contents::Padded(2 << 20))?,
+        initramfs_agent: guest::initramfs(cache, Contents::Agent)?,
         userland: userland.image,
         userland_folder: userland.folder,
     };
