@@ -184,6 +184,24 @@ impl Connection {
         }
     }
 
+    /// Two ends of a connection that has no path. Both block.
+    pub fn pair() -> io::Result<(Self, Self)> {
+        let kind = SocketType::SEQPACKET;
+        let (one, other) =
+            rustix::net::socketpair(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
+        Ok((Self { fd: one }, Self { fd: other }))
+    }
+
+    /// An end that was inherited or received.
+    pub fn from_fd(fd: OwnedFd) -> Self {
+        Self { fd }
+    }
+
+    /// Makes calls on it wait, or return `WouldBlock` instead.
+    pub fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
+        Ok(rustix::io::ioctl_fionbio(&self.fd, nonblocking)?)
+    }
+
     /// Sends one message with `fds` alongside. On a non-blocking connection whose buffer is full
     /// this is `WouldBlock` and nothing was sent.
     pub fn send(&self, message: &[u8], fds: &[BorrowedFd<'_>]) -> io::Result<()> {
@@ -300,6 +318,17 @@ mod tests {
             Connection::open(&dir.path().join("none")),
             Err(ConnectError::NobodyThere { .. })
         ));
+    }
+
+    #[test]
+    fn a_pair_needs_no_path() {
+        let (one, other) = Connection::pair().unwrap();
+        let other = Connection::from_fd(other.fd);
+        one.send(b"hello", &[]).unwrap();
+        assert_eq!(other.receive().unwrap().message, b"hello");
+        other.set_nonblocking(true).unwrap();
+        let nothing = other.receive().unwrap_err();
+        assert_eq!(nothing.kind(), io::ErrorKind::WouldBlock);
     }
 
     #[test]
