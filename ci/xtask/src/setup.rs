@@ -12,6 +12,7 @@ const PACKAGES: &[(&str, &str)] = &[
     ("build-essential", "linking, the guest kernel"),
     ("qemu-system-x86", "the lab"),
     ("qemu-system-common", "vhost-user back-ends for tests"),
+    ("passt", "tests of networks without privileges"),
     ("kmod", "the lab's modules"),
     ("zstd", "the lab's kernel"),
     ("xz-utils", "the lab's modules, kernel sources"),

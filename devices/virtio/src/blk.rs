@@ -14,7 +14,6 @@ mod backing;
 mod config;
 mod disk;
 mod inline;
-mod iovec;
 mod lane;
 mod request;
 mod ring;

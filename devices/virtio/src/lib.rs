@@ -17,6 +17,7 @@ mod blk;
 mod console;
 mod device;
 mod fs;
+mod iovec;
 mod limit;
 mod limiter;
 mod mem;

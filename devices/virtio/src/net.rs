@@ -3,8 +3,8 @@
 //!
 //! ```text
 //!             control thread                        one thread for each queue pair
-//!   NetPort ──link, limits──▶ Shared ◀─────────── Worker: Rx ◀── Wire (tap) ◀── host
-//!      │                        ▲                         Tx ──▶
+//!   NetPort ──link, limits──▶ Shared ◀─────────── Worker: Rx ◀── Wire (tap, ◀── host, passt
+//!      │                        ▲                         Tx ──▶       stream)
 //!      └──model per boot──▶ Net ┘                         Control (first pair only)
 //!                                                  or KernelWorker: vhost-net moves the frames
 //! ```
@@ -18,6 +18,7 @@ mod offload;
 mod pace;
 mod rx;
 mod shared;
+mod stream;
 mod tx;
 mod vectors;
 mod vhost;
@@ -195,16 +196,20 @@ impl VirtioModel for Net {
         let pairs = usize::from(self.pairs());
         let mut queues = vec![QUEUE_SIZE; pairs.saturating_mul(2)];
         queues.push(CONTROL_QUEUE_SIZE);
+        let mut gauges = vec![
+            ("rx_dropped", Arc::clone(&self.shared.dropped)),
+            ("rx_spilled", Arc::clone(&self.shared.spilled)),
+        ];
+        if self.shared.lanes.iter().any(|lane| lane.wire.is_stream()) {
+            gauges.push(("peers_lost", Arc::clone(&self.shared.peers_lost)));
+        }
         Shape {
             name: "net",
             device_type: DEVICE_TYPE,
             features: self.features(),
             queues,
             config_len: CONFIG_LEN,
-            gauges: vec![
-                ("rx_dropped", Arc::clone(&self.shared.dropped)),
-                ("rx_spilled", Arc::clone(&self.shared.spilled)),
-            ],
+            gauges,
             ..Shape::default()
         }
     }

@@ -106,6 +106,7 @@ fn port(how: u8) -> (NetPort, Vec<UnixDatagram>) {
         ops: None,
     };
     let port = NetPort::new(PortSettings {
+        id: "net0".to_owned(),
         wires,
         vhost: Vec::new(),
         mac: [2, 0, 0, 0, 0, 1],
@@ -203,7 +204,7 @@ fuzz_target!(|data: &[u8]| {
     for (number, step) in steps.as_chunks::<STEP>().0.iter().enumerate() {
         access(&mut function, step);
         match number % 8 {
-            3 => port.set_link(step[0] & 1 != 0),
+            3 => drop(port.set_link(step[0] & 1 != 0)),
             5 => port.set_limits(Way::Rx, Limits::default()),
             _ => {}
         }

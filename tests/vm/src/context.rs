@@ -1,5 +1,6 @@
 //! What a test is given: the images, a folder, and a place where its child processes are known.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -8,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Deserialize;
 
 use crate::capture::Capture;
-use crate::launch::Launch;
+use crate::launch::{Launch, USER};
 use crate::outcome::Verdict;
 
 /// Files that tests work with, as `cargo xtask` lists them in a JSON file.
@@ -95,6 +96,17 @@ impl Ctx {
     pub(crate) fn new_path(&self, name: &str) -> PathBuf {
         let n = self.given.fetch_add(1, Ordering::Relaxed);
         self.path(&format!("{name}-{n}"))
+    }
+
+    /// A folder of the ordinary user's, made when it is first asked for.
+    pub(crate) fn home(&self) -> Verdict<PathBuf> {
+        let home = self.path("home");
+        if !home.exists() {
+            std::fs::create_dir(&home)?;
+            std::os::unix::fs::chown(&home, Some(USER), Some(USER))?;
+            std::fs::set_permissions(self.dir(), std::fs::Permissions::from_mode(0o711))?;
+        }
+        Ok(home)
     }
 
     /// The test's own folder.

@@ -1,8 +1,9 @@
 //! Starting `testudo-vmm`: its arguments, what its standard streams are, who it runs as.
 
 use std::ffi::{OsStr, OsString};
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -19,6 +20,8 @@ use crate::running::{Finished, Running};
 const DEFAULT_LIMIT: Duration = Duration::from_secs(120);
 /// `nobody`, on every Linux.
 const NOBODY: u32 = 65534;
+/// An ordinary user, and its group.
+pub(crate) const USER: u32 = 1000;
 /// Enough for a userland's programs and what they write, which stays in memory.
 const SCRIPT_MEMORY: &str = "512M";
 
@@ -30,7 +33,7 @@ pub struct Launch<'a> {
     guest: Option<Guest>,
     control: Option<PathBuf>,
     read_after: Duration,
-    nobody: bool,
+    user: Option<u32>,
     terminal: Option<File>,
     /// Open until the child has them.
     inherited: Vec<OwnedFd>,
@@ -87,7 +90,7 @@ impl<'a> Launch<'a> {
             guest: None,
             control: None,
             read_after: Duration::ZERO,
-            nobody: false,
+            user: None,
             terminal: None,
             inherited: Vec::new(),
         }
@@ -210,8 +213,53 @@ impl<'a> Launch<'a> {
 
     /// Runs as the user nobody. Its files have to be where nobody may read.
     pub fn as_nobody(mut self) -> Self {
-        self.nobody = true;
+        self.user = Some(NOBODY);
         self
+    }
+
+    /// Runs as an ordinary user, who may use `/dev/kvm` and is nobody else's friend. Kernel, initramfs
+    /// and userland are handed over, for their folders may be closed to it; what it makes belongs
+    /// into [`Ctx::home`], where its control socket is.
+    pub fn as_user(mut self) -> Verdict<Self> {
+        self.user = Some(USER);
+        let home = self.ctx.home()?;
+        std::os::unix::fs::chown("/dev/kvm", None, Some(USER))?;
+        std::fs::set_permissions("/dev/kvm", Permissions::from_mode(0o660))?;
+        let program = home.join("testudo-vmm");
+        if !program.exists() {
+            std::fs::copy(&self.program, &program)?;
+        }
+        self.program = program;
+        Ok(self.control_at(&home.join("control")))
+    }
+
+    /// Opens what the user may have no way to.
+    fn hand_over(&mut self) -> Verdict {
+        let Some(guest) = &self.guest else {
+            return Ok(());
+        };
+        let (kernel, initrd) = (guest.kernel.clone(), guest.initrd.clone());
+        let kernel = self.pass(&File::open(&kernel)?)?;
+        let initrd = match initrd {
+            Some(path) => Some(self.pass(&File::open(&path)?)?.into()),
+            None => None,
+        };
+        if let Some(guest) = &mut self.guest {
+            guest.kernel = kernel.into();
+            guest.initrd = initrd;
+        }
+        let userland = self.ctx.images.userland.clone();
+        let mut disk = OsString::from("path=");
+        disk.push(&userland);
+        disk.push(",ro");
+        if let Some(place) = self.args.iter().position(|arg| *arg == disk) {
+            let fd = self.pass(&File::open(&userland)?)?;
+            let disk = format!("fd={},ro", fd.trim_start_matches("fd:"));
+            if let Some(argument) = self.args.get_mut(place) {
+                *argument = disk.into();
+            }
+        }
+        Ok(())
     }
 
     /// Another copy of the VMM.
@@ -241,6 +289,9 @@ impl<'a> Launch<'a> {
         if let Some(guest) = &mut self.guest {
             guest.bring_script(self.ctx, &mut self.args)?;
         }
+        if self.user == Some(USER) {
+            self.hand_over()?;
+        }
         command.args(&self.args);
         if let Some(guest) = &self.guest {
             command.arg("--kernel").arg(&guest.kernel);
@@ -262,8 +313,8 @@ impl<'a> Launch<'a> {
             }
         }
         command.stderr(Stdio::piped());
-        if self.nobody {
-            command.uid(NOBODY).gid(NOBODY);
+        if let Some(user) = self.user {
+            command.uid(user).gid(user);
         }
         let child = self.ctx.spawn(&mut command)?;
         drop(command);

@@ -29,7 +29,7 @@ const MTUS: std::ops::RangeInclusive<u16> = 68..=65535;
 /// The kernel's limit of an interface's name, without its end.
 const MAX_NAME: usize = 15;
 
-/// A network device. One of `tap` and `fds` says where its packets go.
+/// A network device. One of `tap`, `fds` and `stream` says where its packets go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetConfig {
@@ -39,6 +39,9 @@ pub struct NetConfig {
     pub tap: Option<String>,
     /// Queues of a tap (or macvtap) as inherited descriptors, one `fd:N` for each queue pair.
     pub fds: Vec<Source>,
+    /// The unix socket of a process that takes its packets as a stream, such as passt, or a connected
+    /// one as an inherited descriptor, `fd:N`.
+    pub stream: Option<Source>,
     /// Its address, such as `02:00:00:00:00:01`; default: one at random, the same for the VM's life.
     pub mac: Option<MacAddress>,
     /// Queue pairs, 1 to 16, of a `tap`; one for each vCPU is what a guest can use.
@@ -67,6 +70,7 @@ impl Default for NetConfig {
             id: None,
             tap: None,
             fds: Vec::new(),
+            stream: None,
             mac: None,
             queues: None,
             vhost: false,
@@ -146,15 +150,16 @@ fn descriptors(value: Option<&str>) -> Result<Vec<Source>, String> {
 }
 
 impl NetConfig {
-    /// Reads `tap=NAME,mac=…` or `fd=N,…`.
+    /// Reads `tap=NAME,mac=…`, `fd=N,…` or `stream=SOCKET,…`.
     pub(crate) fn from_flag(argument: &str) -> Result<Self, OptionsError> {
-        let known = "tap, fd, fds, id, mac, queues, vhost, vhostfd, vhostfds, mtu, offloads, rx-bw, \
+        let known = "tap, fd, fds, stream, id, mac, queues, vhost, vhostfd, vhostfds, mtu, offloads, rx-bw, \
                      tx-bw, rx-iops and tx-iops";
         let mut net = Self::default();
         Options::keys(argument).each(known, |key, value| {
             match key {
                 "tap" => net.tap = Some(parse(value)?),
                 "fd" | "fds" => net.fds.extend(descriptors(value)?),
+                "stream" => net.stream = Some(parse(value)?),
                 "id" => net.id = Some(parse(value)?),
                 "mac" => net.mac = Some(parse(value)?),
                 "queues" => net.queues = Some(parse(value)?),
@@ -180,37 +185,48 @@ impl NetConfig {
         spec.map_err(|why| BadDevice::new(&id, why))
     }
 
-    fn spec(&self, id: String) -> Result<NetSpec, String> {
-        let vhost = self.vhost || !self.vhost_fds.is_empty();
-        let wire = match &self.tap {
-            Some(_) if !self.fds.is_empty() => {
-                return Err("a device has one tap: name it by tap= or hand it over by fd=".into());
-            }
-            Some(name) => {
+    fn wire(&self) -> Result<WireSpec, String> {
+        match (&self.tap, self.fds.as_slice(), &self.stream) {
+            (None, [], None) => Err(
+                "say what it is connected to: a tap by tap=NAME or fd=N, passt by stream=SOCKET"
+                    .into(),
+            ),
+            (Some(name), [], None) => {
                 let plain = |b: u8| b.is_ascii_graphic() && b != b'/' && b != b'%';
                 if name.is_empty() || name.len() > MAX_NAME || !name.bytes().all(plain) {
                     return Err(format!(
                         "`{name}` is not the name of an interface: it has 1 to {MAX_NAME} letters, digits and signs"
                     ));
                 }
-                WireSpec::Tap {
+                Ok(WireSpec::Tap {
                     name: name.clone(),
                     pairs: self.queues.unwrap_or(1),
-                }
+                })
             }
-            None if self.fds.is_empty() => {
-                return Err("name the tap it is connected to: tap=NAME, or fd=N".into());
+            (None, [], Some(_)) if self.vhost || !self.vhost_fds.is_empty() => {
+                Err("vhost moves packets of a tap; a stream has none of it".into())
             }
-            None => WireSpec::Fds(self.fds.clone()),
-        };
+            (None, [], Some(socket)) => Ok(WireSpec::Stream(socket.clone())),
+            (None, fds, None) => Ok(WireSpec::Fds(fds.to_vec())),
+            (_, _, None) => {
+                Err("a device has one tap: name it by tap= or hand it over by fd=".into())
+            }
+            _ => Err("a device is connected to a tap or to a stream, not to both".into()),
+        }
+    }
+
+    fn spec(&self, id: String) -> Result<NetSpec, String> {
+        let vhost = self.vhost || !self.vhost_fds.is_empty();
+        let wire = self.wire()?;
         let pairs = wire.pairs();
         if !(1..=MAX_PAIRS).contains(&pairs) {
             return Err(format!("a network device has 1 to {MAX_PAIRS} queue pairs"));
         }
         if self.queues.is_some_and(|queues| queues != pairs) {
-            return Err(format!(
-                "queues must be the number of descriptors, {pairs}, or be left out"
-            ));
+            return Err(match wire {
+                WireSpec::Stream(_) => "a stream has one queue pair; leave queues out".into(),
+                _ => format!("queues must be the number of descriptors, {pairs}, or be left out"),
+            });
         }
         for source in self.fds.iter().chain(&self.vhost_fds) {
             if source.path().is_some() {
@@ -281,6 +297,7 @@ fn limits(spec: &LimitsSpec) -> Result<Limits, &'static str> {
 enum WireSpec {
     Tap { name: String, pairs: u16 },
     Fds(Vec<Source>),
+    Stream(Source),
 }
 
 impl WireSpec {
@@ -288,6 +305,7 @@ impl WireSpec {
         match self {
             Self::Tap { pairs, .. } => *pairs,
             Self::Fds(fds) => u16::try_from(fds.len()).unwrap_or(u16::MAX),
+            Self::Stream(_) => 1,
         }
     }
 }
@@ -332,6 +350,7 @@ impl DeviceSpec for NetSpec {
         let wires = match &self.wire {
             WireSpec::Tap { .. } => [].iter(),
             WireSpec::Fds(fds) => fds.iter(),
+            WireSpec::Stream(socket) => std::slice::from_ref(socket).iter(),
         };
         wires.chain(&self.vhost_fds).collect()
     }
@@ -340,6 +359,7 @@ impl DeviceSpec for NetSpec {
         let opened = host::open(self).map_err(|e| DeviceError::new(self, e))?;
         let vhost = opened.vhost.clone();
         let port = NetPort::new(PortSettings {
+            id: self.id.clone(),
             wires: opened.wires,
             vhost: opened.vhost,
             mac: opened.mac,
@@ -381,10 +401,10 @@ impl OpenDevice for OpenNet {
 
     fn adjust(&self, what: &Adjust) -> Result<(), AdjustError> {
         match what {
-            Adjust::Link(up) => {
-                self.port.set_link(*up);
-                Ok(())
-            }
+            Adjust::Link(up) if self.port.set_link(*up) => Ok(()),
+            Adjust::Link(_) => Err(AdjustError::Value(
+                "the other end of its stream has gone; it takes a new VM to connect again".into(),
+            )),
             Adjust::Limits(_) if !self.vhost.is_empty() => {
                 Err(AdjustError::Value(NO_LIMITS.to_owned()))
             }
@@ -426,6 +446,11 @@ mod tests {
         let spec = check("fd=7,fd=8,mac=02:00:5e:00:53:Af,queues=2").unwrap();
         let mac = String::from(spec.mac().unwrap());
         assert_eq!(mac, "02:00:5e:00:53:af");
+        let spec = check("stream=/run/passt.sock,mtu=65520,rx-bw=1M").unwrap();
+        assert_eq!((spec.wire.pairs(), spec.sources().len()), (1, 1));
+        assert!(matches!(spec.wire, WireSpec::Stream(Source::Path(_))));
+        let spec = check("stream=fd:9,queues=1").unwrap();
+        assert!(matches!(spec.wire, WireSpec::Stream(Source::Fd(9))));
         let spec = check("tap=t,rx-bw=1M,tx-iops=100,id=a-very-long-identifier").unwrap();
         assert_eq!(spec.rx.bytes, RateLimit::new(1 << 20, 1 << 20));
         assert_eq!(spec.tx.ops, RateLimit::new(100, 100));
@@ -438,7 +463,12 @@ mod tests {
     fn wrong_words_are_one_clear_line() {
         for (flag, says) in [
             ("", "`` in `` is not known here"),
-            ("queues=2", "name the tap it is connected to"),
+            ("queues=2", "say what it is connected to"),
+            ("stream=/s,tap=t", "a tap or to a stream, not to both"),
+            ("stream=/s,fd=7", "a tap or to a stream, not to both"),
+            ("stream=fd:1", "number greater than 2"),
+            ("stream=/s,queues=2", "one queue pair"),
+            ("stream=/s,vhost", "vhost moves packets of a tap"),
             ("tap=t,fd=7", "a device has one tap"),
             ("tap=", "is not the name of an interface"),
             ("tap=a/b", "is not the name of an interface"),

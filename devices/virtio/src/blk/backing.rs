@@ -15,7 +15,7 @@ use std::os::unix::fs::FileTypeExt;
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
 use thiserror::Error;
 
-use super::iovec::{self, IoVec};
+use crate::iovec::{self, IoVec};
 
 /// `BLKDISCARD` and `BLKZEROOUT`: `_IO(0x12, 119)` and `_IO(0x12, 127)`, which take a range of two
 /// `u64`.

@@ -20,7 +20,7 @@ use io_uring::register::{Probe, Restriction};
 use io_uring::{IoUring, opcode, squeue, types};
 use rustix::fs::FallocateFlags;
 
-use super::iovec::{self, IoVec};
+use crate::iovec::{self, IoVec};
 
 /// `IOSQE_FIXED_FILE`.
 const FIXED_FILE: u8 = 1;
@@ -269,7 +269,7 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::*;
-    use crate::blk::iovec::Aligned;
+    use crate::iovec::Aligned;
 
     fn ring(file: &std::fs::File) -> Option<Ring<u32>> {
         let ring = Ring::new(file.as_fd(), 4);

@@ -5,6 +5,8 @@
 //! §5.1.6.3.1) a spilled frame waits there for more buffers: none is lost, and nothing is read behind
 //! it. A driver that has given every descriptor it has and still has no room for a frame would wait
 //! for ever; then the frame is dropped.
+//!
+//! A stream's frames have a known length, and wait where they were read to.
 
 use std::collections::VecDeque;
 use std::io;
@@ -19,6 +21,7 @@ use vm_memory::Permissions;
 
 use super::offload;
 use super::shared::{Shared, Way};
+use super::stream::Stream;
 use super::vectors::{self, Vectors};
 use super::wire::{HEADER, Wire};
 use crate::model::ActiveQueue;
@@ -28,6 +31,8 @@ use crate::queue::{Chain, QueueFault};
 const LARGEST: usize = HEADER + 65536 + 18;
 /// Link header and tag around an MTU.
 const LINK: usize = 18;
+/// The least a frame has.
+const LINK_HEADER: usize = 14;
 /// Where the header counts the buffers of a frame.
 const NUM_BUFFERS: u32 = 10;
 /// Frames taken before the thread looks at its other events.
@@ -60,6 +65,22 @@ enum Stock {
     Busy,
 }
 
+/// A frame that waits for buffers.
+#[derive(Clone, Copy)]
+struct Waiting {
+    /// Its length, header included.
+    len: usize,
+    place: Waits,
+}
+
+#[derive(Clone, Copy)]
+enum Waits {
+    /// So much of it is in the stock already, the rest in the spill.
+    Spill { inside: usize },
+    /// In the stream, without a header.
+    Stream,
+}
+
 struct Stocked {
     chain: Chain,
     pieces: usize,
@@ -76,8 +97,7 @@ pub(super) struct Rx {
     /// Bytes in stock.
     room: usize,
     spill: Vec<u8>,
-    /// A frame that waits for buffers: its length, and how much of it is in the stock already.
-    waiting: Option<(usize, usize)>,
+    waiting: Option<Waiting>,
     filled: Vec<(Chain, u32)>,
     kicks_on: bool,
 }
@@ -104,9 +124,10 @@ impl Rx {
         }
     }
 
-    /// The queue as if nothing were in stock; a frame that waits is dropped.
+    /// The queue as if nothing were in stock; a frame that waits in the spill is dropped.
     pub(super) fn into_queue(mut self) -> ActiveQueue {
-        if self.waiting.is_some() {
+        let spilt = |w: Waiting| matches!(w.place, Waits::Spill { .. });
+        if self.waiting.is_some_and(spilt) {
             self.queue.queue.count_error();
         }
         while let Some(stocked) = self.stock.pop_back() {
@@ -148,13 +169,16 @@ impl Rx {
             return Ok(Some(End::Throttled(wait)));
         }
         let stock = self.stock_up(ram)?;
-        if let Some((len, inside)) = self.waiting {
-            return self.deliver_waiting(ram, shared, len, inside, &stock);
+        if let Some(waiting) = self.waiting {
+            return self.deliver_waiting(ram, wire, shared, waiting, &stock);
         }
         match stock {
             Stock::Busy => return Ok(Some(End::Yield)),
             Stock::Short if self.stock.is_empty() => return Ok(Some(End::Starved)),
             Stock::Ready | Stock::Short => {}
+        }
+        if let Some(mut stream) = wire.as_stream() {
+            return self.receive(ram, wire, shared, &mut stream, stock);
         }
         let pieces = self.vectors.len();
         let len = match self.vectors.read(wire.as_fd(), pieces, &mut self.spill) {
@@ -167,7 +191,8 @@ impl Rx {
             self.deliver(ram, shared, len)?;
         } else if self.mergeable {
             shared.spilled.fetch_add(1, Ordering::Relaxed);
-            self.waiting = Some((len, self.room));
+            let place = Waits::Spill { inside: self.room };
+            self.waiting = Some(Waiting { len, place });
         } else {
             // §5.1.6.3.2: one chain, or not at all.
             self.queue.queue.count_error();
@@ -180,7 +205,7 @@ impl Rx {
     fn stock_up(&mut self, ram: &RamView) -> Result<Stock, QueueFault> {
         let want = self
             .waiting
-            .map_or(self.want, |(len, _)| self.want.max(len));
+            .map_or(self.want, |waiting| self.want.max(waiting.len));
         for _ in 0..=self.queue.queue.size() {
             let one = !self.mergeable && !self.stock.is_empty();
             if self.room >= want || one {
@@ -256,18 +281,78 @@ impl Rx {
         Ok(())
     }
 
-    /// Delivers the frame that waits in the spill, if there is room for it now.
+    /// Delivers the next frame of a stream.
+    fn receive(
+        &mut self,
+        ram: &RamView,
+        wire: &Wire,
+        shared: &Shared,
+        stream: &mut Stream,
+        stock: Stock,
+    ) -> Result<Option<End>, QueueFault> {
+        let frame = match stream.front(wire.as_fd()) {
+            Ok(frame) => frame,
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(Some(End::Idle)),
+            Err(e) => {
+                shared.lose_peer(&e);
+                return Ok(Some(End::Gone));
+            }
+        };
+        if frame < LINK_HEADER {
+            stream.consume();
+            shared.dropped.fetch_add(1, Ordering::Relaxed);
+            return Ok(None);
+        }
+        let waiting = Waiting {
+            len: frame.saturating_add(HEADER),
+            place: Waits::Stream,
+        };
+        let stock = if waiting.len > self.room {
+            shared.spilled.fetch_add(1, Ordering::Relaxed);
+            self.waiting = Some(waiting);
+            self.stock_up(ram)?
+        } else {
+            stock
+        };
+        self.deliver_from(ram, shared, waiting, Some(stream), &stock)
+    }
+
+    /// Delivers the frame that waits, if there is room for it now.
     fn deliver_waiting(
         &mut self,
         ram: &RamView,
+        wire: &Wire,
         shared: &Shared,
-        len: usize,
-        inside: usize,
+        waiting: Waiting,
         stock: &Stock,
     ) -> Result<Option<End>, QueueFault> {
+        let mut stream = wire.as_stream();
+        self.deliver_from(ram, shared, waiting, stream.as_deref_mut(), stock)
+    }
+
+    fn deliver_from(
+        &mut self,
+        ram: &RamView,
+        shared: &Shared,
+        waiting: Waiting,
+        stream: Option<&mut Stream>,
+        stock: &Stock,
+    ) -> Result<Option<End>, QueueFault> {
+        let len = waiting.len;
         if len <= self.room {
             self.waiting = None;
-            self.copy_spill(ram, len, inside);
+            match (waiting.place, stream) {
+                (Waits::Spill { inside }, _) => {
+                    let spilt = self.spill.get(..len.saturating_sub(inside));
+                    self.fill(ram, inside, spilt.unwrap_or_default());
+                }
+                (Waits::Stream, Some(stream)) => {
+                    self.fill(ram, 0, &[0; HEADER]);
+                    self.fill(ram, HEADER, stream.frame());
+                    stream.consume();
+                }
+                (Waits::Stream, None) => return Ok(None),
+            }
             self.deliver(ram, shared, len)?;
             return Ok(None);
         }
@@ -280,6 +365,9 @@ impl Rx {
             }
             Stock::Ready | Stock::Short => {
                 self.waiting = None;
+                if let Some(stream) = stream {
+                    stream.consume();
+                }
                 self.queue.queue.count_error();
                 shared.dropped.fetch_add(1, Ordering::Relaxed);
                 Ok(None)
@@ -287,20 +375,22 @@ impl Rx {
         }
     }
 
-    /// Moves the spilled end of a frame, its bytes from `inside` to `len`, to where it belongs.
-    fn copy_spill(&mut self, ram: &RamView, len: usize, inside: usize) {
+    /// Writes `bytes` of a frame, from its byte `at` on, to where they belong in the stock.
+    fn fill(&self, ram: &RamView, at: usize, bytes: &[u8]) {
+        let len = at.saturating_add(bytes.len());
         let mut start = 0_usize;
         for stocked in &self.stock {
+            if start >= len {
+                break;
+            }
             let room = usize::try_from(stocked.chain.writable_len()).unwrap_or(0);
             let end = start.saturating_add(room).min(len);
-            let from = start.max(inside);
-            let bytes = self
-                .spill
-                .get(from.saturating_sub(inside)..end.saturating_sub(inside));
+            let from = start.max(at);
+            let part = bytes.get(from.saturating_sub(at)..end.saturating_sub(at));
             let offset = u32::try_from(from.saturating_sub(start));
-            if let (true, Some(bytes), Ok(offset)) = (from < end, bytes, offset) {
+            if let (true, Some(part), Ok(offset)) = (from < end, part, offset) {
                 // A driver whose memory went away finds what it finds.
-                let _ = stocked.chain.write(ram, offset, bytes);
+                let _ = stocked.chain.write(ram, offset, part);
             }
             start = start.saturating_add(room);
         }
@@ -309,6 +399,23 @@ impl Rx {
     /// Takes one frame off the wire for nobody.
     fn drop_frame(&mut self, wire: &Wire, shared: &Shared) -> Option<End> {
         self.waiting = None;
+        if let Some(mut stream) = wire.as_stream() {
+            if shared.is_lost() {
+                return Some(End::Gone);
+            }
+            return match stream.front(wire.as_fd()) {
+                Ok(_) => {
+                    stream.consume();
+                    shared.dropped.fetch_add(1, Ordering::Relaxed);
+                    None
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => Some(End::Idle),
+                Err(e) => {
+                    shared.lose_peer(&e);
+                    Some(End::Gone)
+                }
+            };
+        }
         match self.vectors.read(wire.as_fd(), 0, &mut self.spill) {
             Ok(_) => {
                 shared.dropped.fetch_add(1, Ordering::Relaxed);

@@ -26,6 +26,8 @@ pub enum Way {
 
 /// What a port is made of.
 pub struct PortSettings {
+    /// The device's name in what is logged.
+    pub id: String,
     /// The host's end of each queue pair; one at least.
     pub wires: Vec<Wire>,
     /// The kernel's data path of each queue pair, or none at all.
@@ -63,6 +65,7 @@ impl NetPort {
             })
             .collect();
         Ok(Self(Arc::new(Shared {
+            id: settings.id,
             lanes: lanes?,
             offloads: settings.offloads,
             mtu: settings.mtu,
@@ -70,6 +73,8 @@ impl NetPort {
             rx: Pace::new(settings.rx),
             tx: Pace::new(settings.tx),
             link: AtomicBool::new(true),
+            lost: AtomicBool::new(false),
+            peers_lost: Arc::default(),
             mac: Mutex::new(settings.mac),
             device: Mutex::default(),
             spilled: Arc::default(),
@@ -77,15 +82,18 @@ impl NetPort {
         })))
     }
 
-    /// Plugs the cable in or pulls it; the guest is told.
-    pub fn set_link(&self, up: bool) {
-        if self.0.link.swap(up, Ordering::AcqRel) == up {
-            return;
+    /// Plugs the cable in or pulls it; the guest is told. Where the other end of a stream is gone
+    /// there is nothing to plug it into: then the answer is `false`, and the link stays down.
+    #[must_use]
+    pub fn set_link(&self, up: bool) -> bool {
+        if up && self.0.is_lost() {
+            return false;
         }
-        self.0.wake_all();
-        if let Some(device) = &*self.0.device() {
-            device.config_changed();
+        if self.0.link.swap(up, Ordering::AcqRel) != up {
+            self.0.wake_all();
+            self.0.config_changed();
         }
+        true
     }
 
     /// New limits of one direction; frames that wait are looked at again.
@@ -181,6 +189,7 @@ impl Begin {
 }
 
 pub(super) struct Shared {
+    id: String,
     pub(super) lanes: Vec<Arc<Lane>>,
     pub(super) offloads: bool,
     pub(super) mtu: Option<u16>,
@@ -188,6 +197,9 @@ pub(super) struct Shared {
     rx: Pace,
     tx: Pace,
     link: AtomicBool,
+    /// The other end of a stream is gone, for good: nothing is opened while the guest runs.
+    lost: AtomicBool,
+    pub(super) peers_lost: Arc<AtomicU64>,
     mac: Mutex<[u8; 6]>,
     /// The running device, to tell its driver of changes.
     device: Mutex<Option<DeviceEvents>>,
@@ -220,8 +232,36 @@ impl Shared {
         }
     }
 
+    /// Whether frames go anywhere.
     pub(super) fn link(&self) -> bool {
-        self.link.load(Ordering::Acquire)
+        self.link.load(Ordering::Acquire) && !self.is_lost()
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost.load(Ordering::Acquire)
+    }
+
+    /// A stream has come to its end, or to what makes no sense: the link goes down, and the guest is
+    /// told.
+    pub(super) fn lose_peer(&self, why: &io::Error) {
+        if self.lost.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.peers_lost.fetch_add(1, Ordering::Relaxed);
+        let id = &self.id;
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        if matches!(why.kind(), UnexpectedEof | ConnectionReset | BrokenPipe) {
+            log::warn!("{id}: the other end of its stream has gone; its link is down from now on");
+        } else {
+            log::warn!("{id}: its stream is broken, its link is down from now on: {why}");
+        }
+        self.config_changed();
+    }
+
+    fn config_changed(&self) {
+        if let Some(device) = &*self.device() {
+            device.config_changed();
+        }
     }
 
     pub(super) fn mac(&self) -> [u8; 6] {

@@ -27,6 +27,7 @@ fn port_with(pairs: usize, change: impl FnOnce(&mut PortSettings)) -> (NetPort, 
         })
         .unzip();
     let mut settings = PortSettings {
+        id: "net0".to_owned(),
         wires,
         vhost: Vec::new(),
         mac: MAC,
@@ -407,8 +408,8 @@ fn a_pulled_cable_drops_frames_and_the_driver_is_told() {
     let mut driver = driver_of(&port);
     driver.start_full();
     assert_eq!(status(&mut driver), 1);
-    port.set_link(false);
-    port.set_link(false);
+    let _ = port.set_link(false);
+    let _ = port.set_link(false);
     driver.interrupt(0);
     assert_eq!(status(&mut driver), 0);
     offer_buffers(&mut driver, &[100; 2]);
@@ -421,7 +422,7 @@ fn a_pulled_cable_drops_frames_and_the_driver_is_told() {
     driver.used(1);
     ends[0].set_nonblocking(true).unwrap();
     assert!(ends[0].recv(&mut [0; 100]).is_err());
-    port.set_link(true);
+    let _ = port.set_link(true);
     driver.interrupt(0);
     assert_eq!(status(&mut driver), 1);
     ends[0].send(&frame(2, 60)).unwrap();
@@ -603,3 +604,5 @@ fn features_follow_the_settings() {
     Net::new(&more, Vec::new()).read_config(0, &mut config);
     assert_eq!(config, [2, 0, 0, 0, 0, 7, 1, 0, 3, 0, 0x28, 0x23]);
 }
+
+mod over_stream;

@@ -2,6 +2,7 @@
 //!
 //! The kernel checks the header against the frame (offsets, segment sizes) from one copy it makes of
 //! it; a frame it does not take is counted and gone. A wire that is full keeps the chain in its queue.
+//! Over a stream the frame goes without its header.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -12,6 +13,7 @@ use vm_memory::Permissions;
 
 use super::rx::End;
 use super::shared::{Shared, Way};
+use super::stream::{Pushed, Stream};
 use super::vectors::Vectors;
 use super::wire::{HEADER, Wire};
 use crate::model::ActiveQueue;
@@ -49,6 +51,9 @@ impl Tx {
         wire: &Wire,
         shared: &Shared,
     ) -> Result<End, QueueFault> {
+        if !flushed(wire, shared) {
+            return Ok(End::Blocked);
+        }
         let Self { queue, vectors } = self;
         let pace = shared.pace(Way::Tx);
         let mut left = BUDGET;
@@ -78,10 +83,26 @@ impl Tx {
         })?;
         queue.queue.notify(ram)?;
         Ok(match round {
+            // The end of a frame waits for the wire.
+            Round::Empty if wire.as_stream().is_some_and(|s| s.is_sending()) => End::Blocked,
             Round::Empty => End::Idle,
             Round::Stopped => end,
         })
     }
+}
+
+/// Whether nothing is left of a frame that went in part.
+fn flushed(wire: &Wire, shared: &Shared) -> bool {
+    let Some(mut stream) = wire.as_stream() else {
+        return true;
+    };
+    if shared.is_lost() {
+        return true;
+    }
+    stream.flush(wire.as_fd()).unwrap_or_else(|e| {
+        shared.lose_peer(&e);
+        true
+    })
 }
 
 fn frame_len(chain: &Chain) -> u32 {
@@ -100,6 +121,9 @@ fn send(
     if !shared.link() {
         return Sent::Dropped;
     }
+    if let Some(mut stream) = wire.as_stream() {
+        return send_over(&mut stream, vectors, ram, wire, shared, queue, chain);
+    }
     vectors.clear();
     let readable = vectors.push(ram, chain.readable(), Permissions::Read);
     if frame_len(chain) < LINK || readable.is_err() {
@@ -112,6 +136,33 @@ fn send(
         Err(e) => {
             log::debug!("virtio-net: a frame is not taken: {e}");
             queue.count_error();
+            Sent::Dropped
+        }
+    }
+}
+
+fn send_over(
+    stream: &mut Stream,
+    vectors: &mut Vectors,
+    ram: &RamView,
+    wire: &Wire,
+    shared: &Shared,
+    queue: &VirtQueue,
+    chain: &Chain,
+) -> Sent {
+    if frame_len(chain) < LINK {
+        queue.count_error();
+        return Sent::Dropped;
+    }
+    match stream.push(wire.as_fd(), vectors, ram, chain) {
+        Ok(Pushed::Yes) => Sent::Yes,
+        Ok(Pushed::Later) => Sent::Later,
+        Ok(Pushed::Never) => {
+            queue.count_error();
+            Sent::Dropped
+        }
+        Err(e) => {
+            shared.lose_peer(&e);
             Sent::Dropped
         }
     }

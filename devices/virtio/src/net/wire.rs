@@ -1,11 +1,12 @@
 //! The host's end of a network device: one descriptor that gives and takes a frame per call, each
-//! behind a 12-byte header (`virtio_net_hdr_v1`, virtio 1.2 §5.1.6).
+//! behind a 12-byte header (`virtio_net_hdr_v1`, virtio 1.2 §5.1.6), or a stream of frames without.
 //!
-//! That is a queue of a tap (or macvtap), or, for tests and other processes, a datagram socket.
+//! The first is a queue of a tap (or macvtap), or, for tests and other processes, a datagram socket.
 #![expect(unsafe_code, reason = "ioctls of taps")]
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::io::Errno;
@@ -13,6 +14,7 @@ use thiserror::Error;
 use vmm_sys_util::ioctl::{ioctl_with_mut_ref, ioctl_with_ref, ioctl_with_val};
 
 use super::offload::flag;
+use super::stream::Stream;
 
 /// Bytes before each frame.
 pub(super) const HEADER: usize = 12;
@@ -93,13 +95,18 @@ pub enum WireError {
 }
 
 /// One queue of the host's end.
-#[derive(Debug)]
 pub struct Wire {
     fd: OwnedFd,
-    tap: Option<Tap>,
+    kind: Kind,
 }
 
-#[derive(Debug, Clone)]
+enum Kind {
+    Tap(Tap),
+    Datagrams,
+    /// Locked by whoever serves the wire; nobody waits for it.
+    Stream(Mutex<Stream>),
+}
+
 struct Tap {
     name: String,
     multi_queue: bool,
@@ -135,7 +142,7 @@ impl Wire {
         let flags = probe(&fd).map_err(setting("cannot set its offloads"))?;
         Ok(Self {
             fd,
-            tap: Some(Tap {
+            kind: Kind::Tap(Tap {
                 name,
                 multi_queue: request.flags & iff::MULTI_QUEUE != 0,
                 flags,
@@ -146,35 +153,55 @@ impl Wire {
     /// A datagram socket: each datagram is a header and a frame.
     pub fn datagrams(fd: OwnedFd) -> io::Result<Self> {
         nonblocking(&fd)?;
-        Ok(Self { fd, tap: None })
+        let kind = Kind::Datagrams;
+        Ok(Self { fd, kind })
     }
 
-    /// Another descriptor of the same queue.
-    pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self {
-            fd: self.fd.try_clone()?,
-            tap: self.tap.clone(),
-        })
+    /// A connected stream socket, over which frames go as passt and QEMU speak it: each behind its
+    /// length, in four bytes with the most significant first.
+    pub fn stream(fd: OwnedFd) -> io::Result<Self> {
+        nonblocking(&fd)?;
+        let kind = Kind::Stream(Mutex::new(Stream::new()));
+        Ok(Self { fd, kind })
+    }
+
+    fn as_tap(&self) -> Option<&Tap> {
+        match &self.kind {
+            Kind::Tap(tap) => Some(tap),
+            Kind::Datagrams | Kind::Stream(_) => None,
+        }
+    }
+
+    /// The frames' way, if it is a stream.
+    pub(super) fn as_stream(&self) -> Option<MutexGuard<'_, Stream>> {
+        match &self.kind {
+            Kind::Stream(stream) => Some(stream.lock().unwrap_or_else(PoisonError::into_inner)),
+            Kind::Tap(_) | Kind::Datagrams => None,
+        }
+    }
+
+    pub(super) fn is_stream(&self) -> bool {
+        matches!(self.kind, Kind::Stream(_))
     }
 
     /// The interface's name, if it is a tap.
     pub fn name(&self) -> Option<&str> {
-        self.tap.as_ref().map(|tap| tap.name.as_str())
+        self.as_tap().map(|tap| tap.name.as_str())
     }
 
     /// Whether it is one of several queues of its tap.
     pub fn multi_queue(&self) -> bool {
-        self.tap.as_ref().is_some_and(|tap| tap.multi_queue)
+        self.as_tap().is_some_and(|tap| tap.multi_queue)
     }
 
     /// What work on packets can be left to it and to the guest, as `TUNSETOFFLOAD` flags.
     pub(super) fn offloads(&self) -> u32 {
-        self.tap.as_ref().map_or(0, |tap| tap.flags)
+        self.as_tap().map_or(0, |tap| tap.flags)
     }
 
     /// Says what the guest takes, for all queues of the tap.
     pub(super) fn set_offloads(&self, flags: u32) -> io::Result<()> {
-        match self.tap {
+        match self.as_tap() {
             Some(_) => set_offload(&self.fd, flags),
             None => Ok(()),
         }
@@ -203,6 +230,16 @@ impl Wire {
 
     /// Drops what waits, frames for a guest that is gone.
     pub(super) fn discard(&self) {
+        if let Some(mut stream) = self.as_stream() {
+            for _ in 0..MOST_WAITING {
+                // Its end, if that is what there is, is found again.
+                if stream.front(self.fd.as_fd()).is_err() {
+                    return;
+                }
+                stream.consume();
+            }
+            return;
+        }
         let mut byte = [0];
         for _ in 0..MOST_WAITING {
             if rustix::io::read(&self.fd, &mut byte).is_err() {

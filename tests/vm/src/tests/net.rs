@@ -1,6 +1,7 @@
 //! Network devices: what a guest and its host say to each other.
 
 mod host;
+mod passt;
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -39,6 +40,8 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("net::a_guest_that_boots_again_has_its_network", reboot),
     Test::new("net::inherited_queues_and_vhosts_are_used", inherited),
     Test::new("net::a_tap_that_is_not_there_is_made", made),
+    Test::new("net::passt_connects_an_ordinary_users_guest", passt::user),
+    Test::new("net::passt_on_a_descriptor_and_its_end", passt::end),
     Test::new("net::bad_input_is_one_clear_line", bad_input),
 ];
 
@@ -451,6 +454,11 @@ fn bad_input(ctx: &Ctx) -> Verdict {
         done.expect_one_line_error(words)
     };
     wrong(&["--net", "tap=t16,queues=2"], &["t16", "multi_queue"])?;
+    wrong(
+        &["--net", "stream=/nonexistent/passt"],
+        &["net0", "cannot connect to /nonexistent/passt", "passt"],
+    )?;
+    wrong(&["--net", "stream=/s,tap=t16"], &["net0", "not to both"])?;
     wrong(&["--net", "tap=lo"], &["lo", "not a tap"])?;
     wrong(&["--net", "tap=t16,mac=03:00:00:00:00:00"], &["group"])?;
     wrong(&["--net", "fd=9"], &["fd:9", "not an open descriptor"])?;
@@ -480,7 +488,8 @@ fn bad_input(ctx: &Ctx) -> Verdict {
         for file in files {
             numbers.push(launch.pass(file)?.trim_start_matches("fd:").to_owned());
         }
-        let net = format!("{key}={}", numbers.join(":"));
+        let sign = if key.ends_with(':') { "" } else { "=" };
+        let net = format!("{key}{sign}{}", numbers.join(":"));
         launch
             .args(["--net", &net])
             .run()?
@@ -489,6 +498,11 @@ fn bad_input(ctx: &Ctx) -> Verdict {
     let flags = TAP | NO_PI | VNET_HDR | MULTI_QUEUE;
     let multi_queue = open("t17", flags)?;
     with(&[&File::open("/dev/null")?], "fd", &["it is not a tap"])?;
+    with(
+        &[&File::open("/dev/null")?],
+        "mtu=1500,stream=fd:",
+        &["not a connected stream socket"],
+    )?;
     with(&[&held, &multi_queue], "fds", &["one queue"])?;
     let other = Tap::new(18, &["multi_queue"])?;
     let other_queue = open("t18", flags)?;

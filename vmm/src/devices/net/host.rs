@@ -4,7 +4,11 @@ use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 
+use rustix::net::sockopt::socket_type;
+use rustix::net::{SocketType, getpeername};
 use rustix::rand::{GetRandomFlags, getrandom};
 use thiserror::Error;
 use virtio_devices::{VhostError, VhostNet, Wire, WireError, attach_tap};
@@ -70,6 +74,22 @@ pub(super) enum OpenError {
     VhostAbsent(#[source] io::Error),
     #[error(transparent)]
     Vhost(#[from] VhostError),
+    #[error(
+        "cannot connect to {}: does somebody listen there (passt --socket {}), may this user connect?", path.display(), path.display()
+    )]
+    Connect {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{0} is not a connected stream socket")]
+    NotAStream(Source),
+    #[error("{socket} cannot be made non-blocking")]
+    Blocking {
+        socket: Source,
+        #[source]
+        source: io::Error,
+    },
     #[error("no random address")]
     Random(#[source] io::Error),
 }
@@ -86,6 +106,7 @@ pub(super) fn open(spec: &NetSpec) -> Result<Opened, OpenError> {
     let (wires, own_mtu) = match &spec.wire {
         WireSpec::Tap { name, pairs } => open_tap(name, *pairs, spec.mtu)?,
         WireSpec::Fds(fds) => (take_taps(fds)?, None),
+        WireSpec::Stream(socket) => (vec![open_stream(socket)?], None),
     };
     let mac = match spec.mac {
         Some(mac) => mac.0,
@@ -197,6 +218,31 @@ fn take_taps(sources: &[Source]) -> Result<Vec<Wire>, OpenError> {
         wires.push((wire, source));
     }
     Ok(wires.into_iter().map(|(wire, _)| wire).collect())
+}
+
+/// The stream to another process.
+fn open_stream(socket: &Source) -> Result<Wire, OpenError> {
+    let fd = match socket {
+        Source::Path(path) => {
+            let stream = UnixStream::connect(path).map_err(|source| OpenError::Connect {
+                path: path.clone(),
+                source,
+            })?;
+            OwnedFd::from(stream)
+        }
+        Source::Fd(_) => {
+            let fd = OwnedFd::from(socket.open("stream")?);
+            let stream = matches!(socket_type(&fd), Ok(SocketType::STREAM));
+            if !stream || getpeername(&fd).is_err() {
+                return Err(OpenError::NotAStream(socket.clone()));
+            }
+            fd
+        }
+    };
+    Wire::stream(fd).map_err(|source| OpenError::Blocking {
+        socket: socket.clone(),
+        source,
+    })
 }
 
 /// One for each queue pair, if there are to be any.

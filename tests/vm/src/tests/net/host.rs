@@ -198,9 +198,23 @@ pub(super) fn pattern(from: u64, piece: &mut [u8]) {
 
 /// Sends `total` bytes of the pattern and then reads them back, which a guest's `tee`-like echo
 /// returns; `between` is called now and then.
-pub(super) fn echo(
+pub(super) fn echo(stream: &TcpStream, total: u64, between: impl FnMut(u64) -> Verdict) -> Verdict {
+    there_and_back(stream, total, true, between)
+}
+
+/// The same without closing this side's half before all has come back.
+pub(super) fn echo_unclosed(
     stream: &TcpStream,
     total: u64,
+    between: impl FnMut(u64) -> Verdict,
+) -> Verdict {
+    there_and_back(stream, total, false, between)
+}
+
+fn there_and_back(
+    stream: &TcpStream,
+    total: u64,
+    closes: bool,
     mut between: impl FnMut(u64) -> Verdict,
 ) -> Verdict {
     const PIECE: usize = 64 << 10;
@@ -216,12 +230,15 @@ pub(super) fn echo(
             sender.write_all(&piece[..now])?;
             sent += now as u64;
         }
-        sender.shutdown(std::net::Shutdown::Write)
+        if closes {
+            sender.shutdown(std::net::Shutdown::Write)?;
+        }
+        Ok(())
     });
     let mut receiver = stream.try_clone()?;
     let (mut got, mut expected) = (vec![0; PIECE], vec![0; PIECE]);
     let mut received = 0;
-    loop {
+    while closes || received < total {
         let now = receiver.read(&mut got)?;
         if now == 0 {
             break;

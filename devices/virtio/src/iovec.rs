@@ -13,25 +13,25 @@ const PAGE: usize = 4096;
 /// or a buffer that its owner keeps while the kernel uses it. Rust never makes a reference of it.
 #[derive(Debug)]
 #[repr(transparent)]
-pub(super) struct IoVec(libc::iovec);
+pub(crate) struct IoVec(libc::iovec);
 
 // SAFETY: an address and a length. What it points to may be used from any thread: guest RAM is
 // accessed by its vCPUs all the time, and only the kernel goes through this pointer.
 unsafe impl Send for IoVec {}
 
 impl IoVec {
-    pub(super) fn new(base: *mut u8, len: usize) -> Self {
+    pub(crate) fn new(base: *mut u8, len: usize) -> Self {
         Self(libc::iovec {
             iov_base: base.cast(),
             iov_len: len,
         })
     }
 
-    pub(super) fn base(&self) -> *mut u8 {
+    pub(crate) fn base(&self) -> *mut u8 {
         self.0.iov_base.cast()
     }
 
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.0.iov_len
     }
 
@@ -41,17 +41,17 @@ impl IoVec {
 }
 
 /// Whether every piece begins and ends at a multiple of `to`.
-pub(super) fn are_aligned(pieces: &[IoVec], to: u32) -> bool {
+pub(crate) fn are_aligned(pieces: &[IoVec], to: u32) -> bool {
     usize::try_from(to).is_ok_and(|to| pieces.iter().all(|piece| piece.is_aligned(to)))
 }
 
 /// The slice as C has it.
-pub(super) fn as_raw(pieces: &[IoVec]) -> (*const libc::iovec, usize) {
+pub(crate) fn as_raw(pieces: &[IoVec]) -> (*const libc::iovec, usize) {
     (pieces.as_ptr().cast(), pieces.len())
 }
 
 /// What is left of `pieces` behind the first `bytes`.
-pub(super) fn advance(pieces: &mut [IoVec], bytes: usize) -> &mut [IoVec] {
+pub(crate) fn advance(pieces: &mut [IoVec], bytes: usize) -> &mut [IoVec] {
     let mut left = bytes;
     let mut done = 0_usize;
     for piece in pieces.iter_mut() {
@@ -66,8 +66,9 @@ pub(super) fn advance(pieces: &mut [IoVec], bytes: usize) -> &mut [IoVec] {
     pieces.get_mut(done..).unwrap_or_default()
 }
 
-/// Puts the `len` bytes that follow the first `skip` of `buffers` into `pieces`.
-pub(super) fn gather(
+/// Adds the `len` bytes that follow the first `skip` of `buffers`, which are checked against `ram`
+/// again, to `pieces`.
+pub(crate) fn gather(
     pieces: &mut Vec<IoVec>,
     buffers: &[Buffer],
     ram: &RamView,
@@ -75,7 +76,6 @@ pub(super) fn gather(
     len: u64,
     access: Permissions,
 ) -> Result<(), GuestMemoryError> {
-    pieces.clear();
     let (mut skip, mut len) = (skip, len);
     for buffer in buffers {
         let start = skip.min(buffer.len);
@@ -96,26 +96,26 @@ pub(super) fn gather(
 }
 
 /// A buffer aligned for O_DIRECT.
-pub(super) struct Aligned {
+pub(crate) struct Aligned {
     bytes: Vec<u8>,
     start: usize,
     len: usize,
 }
 
 impl Aligned {
-    pub(super) fn new(len: usize) -> Self {
+    pub(crate) fn new(len: usize) -> Self {
         let bytes = vec![0; len.saturating_add(PAGE)];
         let start = bytes.as_ptr().align_offset(PAGE);
         Self { bytes, start, len }
     }
 
-    pub(super) fn slice_mut(&mut self) -> &mut [u8] {
+    pub(crate) fn slice_mut(&mut self) -> &mut [u8] {
         let end = self.start.saturating_add(self.len);
         self.bytes.get_mut(self.start..end).unwrap_or_default()
     }
 
     /// Its first `len` bytes, at most all, to be used before anything else is done with it.
-    pub(super) fn iovec(&mut self, len: usize) -> IoVec {
+    pub(crate) fn iovec(&mut self, len: usize) -> IoVec {
         let all = self.slice_mut();
         IoVec::new(all.as_mut_ptr(), len.min(all.len()))
     }
