@@ -15,6 +15,7 @@ use rustix::time::{ClockId, clock_gettime};
 use testudo_agent_protocol::container_state::Phase;
 use testudo_agent_protocol::{ExitEvent, ProcessId, Rpc, event::What};
 
+use crate::button;
 use crate::cgroup::Tree;
 use crate::children::{Children, Ended};
 use crate::container::{Container, Output, Process, exit};
@@ -57,6 +58,7 @@ pub(crate) struct Agent {
     policy: Box<dyn Policy>,
     signals: OwnedFd,
     uevents: Option<OwnedFd>,
+    button: Option<OwnedFd>,
     /// Open as long as the agent lives: the host hears of its end.
     _ready: Option<OwnedFd>,
     /// Watches memory.events of each container's group.
@@ -124,6 +126,11 @@ impl Agent {
             let path = settings.state.join(folder);
             std::fs::create_dir_all(&path).during(|| format!("make {}", path.display()))?;
         }
+        let button = if init { button::open() } else { None };
+        if let Some(button) = &button {
+            poll.add(button, Source::Button, READ)
+                .during(|| "listen for the power button".into())?;
+        }
         let jobs = Jobs::new().during(|| "make a bell for jobs".into())?;
         poll.add(&jobs, Source::Jobs, READ)
             .during(|| "listen for jobs".into())?;
@@ -154,6 +161,7 @@ impl Agent {
             policy: Box::new(AllowAll),
             signals,
             uevents,
+            button,
             _ready: settings.ready.and_then(call_host),
             watches,
             next_process: 1,
@@ -207,6 +215,12 @@ impl Agent {
             Source::Starting(key) => requests::container::on_stage(self, key),
             Source::RelayFrom(id) => self.on_relay(id, false, ready),
             Source::RelayTo(id) => self.on_relay(id, true, ready),
+            Source::Button => {
+                if self.button.as_ref().is_some_and(button::pressed) {
+                    log::info!("the power button was pressed");
+                    self.ending = true;
+                }
+            }
             Source::CgroupFiles => requests::system::on_cgroup_files(self),
         }
     }

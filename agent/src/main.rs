@@ -9,6 +9,7 @@
 //! request (`jobs.rs`). Processes of containers are prepared by a stage (`stage/`), this program anew.
 
 mod agent;
+mod button;
 mod cgroup;
 mod children;
 mod container;

@@ -30,6 +30,8 @@ pub(crate) enum Source {
     RelayTo(u32),
     /// A file of a cgroup has changed.
     CgroupFiles,
+    /// The machine's power button.
+    Button,
 }
 
 impl Source {
@@ -46,6 +48,7 @@ impl Source {
             Self::RelayFrom(id) => (8, id),
             Self::RelayTo(id) => (9, id),
             Self::CgroupFiles => (10, 0),
+            Self::Button => (11, 0),
         };
         (kind << 32) | u64::from(id)
     }
@@ -64,6 +67,7 @@ impl Source {
             8 => Self::RelayFrom(id),
             9 => Self::RelayTo(id),
             10 => Self::CgroupFiles,
+            11 => Self::Button,
             _ => return None,
         })
     }

@@ -22,6 +22,7 @@ const DEFAULT: &[(&str, u32, u32)] = &[
 ];
 
 const LINKS: &[(&str, &str)] = &[
+    ("core", "/proc/kcore"),
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
     ("stdout", "/proc/self/fd/1"),

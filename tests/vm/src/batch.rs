@@ -55,7 +55,7 @@ pub struct Batch {
 }
 
 /// What runs in labs.
-pub const BATCHES: [Batch; 4] = [
+pub const BATCHES: [Batch; 5] = [
     Batch {
         batch: "boot",
         cpus: 1,
@@ -116,6 +116,14 @@ pub const BATCHES: [Batch; 4] = [
             ]
             .concat()
         },
+    },
+    Batch {
+        batch: "agent",
+        cpus: 1,
+        memory: "3G",
+        hugepages: 0,
+        timeout: 2400,
+        tests: tests::agent::tests,
     },
 ];
 

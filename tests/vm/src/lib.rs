@@ -26,6 +26,7 @@ mod launch;
 mod net_backend;
 mod outcome;
 mod pattern;
+mod pod;
 pub mod runner;
 mod running;
 mod smaps;

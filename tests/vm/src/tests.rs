@@ -1,5 +1,6 @@
 //! The tests, by what they are about.
 
+pub(crate) mod agent;
 pub(crate) mod bad_input;
 pub(crate) mod balloon;
 pub(crate) mod blk;
