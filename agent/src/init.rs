@@ -77,6 +77,8 @@ pub(crate) fn make_root_leavable() -> Result<(), Failure> {
 pub(crate) fn begin() {
     let _ = rustix::process::setsid();
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+    // What the agent says is not held back: the kernel's log is the only place it has.
+    let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on\n");
     // A loopback gets its address from the kernel when it comes up (IFF_UP).
     let _ = fs::write("/sys/class/net/lo/flags", "0x1");
     // Containers may be many; the kernel's own default is for small machines.
