@@ -25,8 +25,15 @@ const PACKAGES: &[(&str, &str)] = &[
     ("libelf-dev", "the guest kernel"),
     ("libssl-dev", "the guest kernel"),
     ("mmdebstrap", "the guest userland"),
-    ("erofs-utils", "the guest userland"),
+    ("erofs-utils", "the guest userland, tests of images"),
+    (REGISTRY, "tests of images"),
+    ("apache2-utils", "tests of images"),
+    ("openssl", "tests of images"),
 ];
+
+/// Its package starts it, for everybody to push to: tests start their own, so that one is kept from
+/// starting.
+const REGISTRY: &str = "docker-registry";
 
 /// `cargo xtask setup`
 #[derive(clap::Args)]
@@ -73,6 +80,10 @@ fn install(missing: &[&str]) -> Result<()> {
         );
     };
     eprintln!("installing {packages}");
+    if missing.contains(&REGISTRY) {
+        // Without systemd nothing starts it.
+        let _ = sh::quiet(debian::as_root("systemctl")?.args(["mask", REGISTRY]));
+    }
     apt.env("DEBIAN_FRONTEND", "noninteractive")
         .arg("-qq")
         .args(words)
