@@ -48,7 +48,7 @@ pub struct Port {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// Not JSON, or of other types.
-    #[error("it does not parse: {0}")]
+    #[error("it does not parse")]
     Json(#[from] serde_json::Error),
     /// As many diff ids as layers are needed: they prove what the layers are.
     #[error("it names {diff_ids} layers, the manifest has {layers}")]

@@ -68,7 +68,7 @@ pub enum UnpackError {
         source: io::Error,
     },
     /// The archive is broken.
-    #[error("layer {layer}: {source}")]
+    #[error("layer {layer}")]
     Tar {
         /// Which.
         layer: String,
@@ -76,7 +76,7 @@ pub enum UnpackError {
         source: TarError,
     },
     /// An entry that cannot be what it wants to be.
-    #[error("layer {layer}: the entry `{path}` cannot be unpacked: {source}")]
+    #[error("layer {layer}: the entry `{path}` cannot be unpacked")]
     Entry {
         /// Which layer.
         layer: String,
@@ -96,7 +96,7 @@ pub enum UnpackError {
         path: String,
     },
     /// Reading an entry's data or writing it.
-    #[error("layer {layer}: the entry `{path}` cannot be stored: {source}")]
+    #[error("layer {layer}: the entry `{path}` cannot be stored")]
     Data {
         /// Which layer.
         layer: String,
@@ -130,7 +130,7 @@ pub enum UnpackError {
         limit: u64,
     },
     /// Everything behind the data.
-    #[error("the image file cannot be completed: {0}")]
+    #[error("the image file cannot be completed")]
     Write(#[source] DataError),
 }
 

@@ -103,7 +103,7 @@ pub enum RegistryError {
         size: u64,
     },
     /// A manifest that is none.
-    #[error("the manifest {digest}: {source}")]
+    #[error("the manifest {digest}")]
     Manifest {
         /// Which.
         digest: Digest,

@@ -32,7 +32,7 @@ pub enum LocalError {
         source: io::Error,
     },
     /// The archive.
-    #[error("it cannot be read as an archive: {0}")]
+    #[error("it cannot be read as an archive")]
     Archive(#[from] TarError),
     /// An archive of something else.
     #[error(
@@ -48,7 +48,7 @@ pub enum LocalError {
         found: Digest,
     },
     /// A manifest that is none.
-    #[error("the manifest {name}: {source}")]
+    #[error("the manifest {name}")]
     Manifest {
         /// Which.
         name: String,
@@ -56,7 +56,7 @@ pub enum LocalError {
         source: ManifestError,
     },
     /// A configuration that is none.
-    #[error("the configuration {name}: {source}")]
+    #[error("the configuration {name}")]
     Config {
         /// Which.
         name: String,

@@ -54,7 +54,7 @@ impl Image {
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A file or folder of it.
-    #[error("the image store's {path}: {source}")]
+    #[error("the image store's {path}")]
     Io {
         /// Which.
         path: PathBuf,
@@ -62,7 +62,7 @@ pub enum StoreError {
         source: io::Error,
     },
     /// A record that does not parse.
-    #[error("the image store's {path} is damaged ({source}); remove it, and pull the image again")]
+    #[error("the image store's {path} is damaged: remove it, and pull the image again")]
     Damaged {
         /// Which.
         path: PathBuf,
@@ -70,9 +70,7 @@ pub enum StoreError {
         source: serde_json::Error,
     },
     /// A configuration that does not parse any more.
-    #[error(
-        "the configuration of {image} in the image store is damaged ({source}); pull the image again"
-    )]
+    #[error("the configuration of {image} in the image store is damaged: pull the image again")]
     Config {
         /// Whose.
         image: Digest,

@@ -125,7 +125,7 @@ pub enum PullError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The registry.
-    #[error("`{name}` cannot be pulled: {source}")]
+    #[error("`{name}` cannot be pulled")]
     Registry {
         /// What was asked for.
         name: String,
@@ -133,7 +133,7 @@ pub enum PullError {
         source: Box<RegistryError>,
     },
     /// A layout or an archive.
-    #[error("{path} cannot be used as an image: {source}")]
+    #[error("{path} cannot be used as an image")]
     Local {
         /// Which.
         path: PathBuf,
@@ -141,7 +141,7 @@ pub enum PullError {
         source: Box<LocalError>,
     },
     /// A root file system.
-    #[error("{path} cannot be used as a root file system: {source}")]
+    #[error("{path} cannot be used as a root file system")]
     Directory {
         /// Which.
         path: PathBuf,
@@ -149,7 +149,7 @@ pub enum PullError {
         source: io::Error,
     },
     /// The layers.
-    #[error("{name} cannot be unpacked: {source}")]
+    #[error("{name} cannot be unpacked")]
     Unpack {
         /// Which image.
         name: String,
@@ -157,7 +157,7 @@ pub enum PullError {
         source: Box<UnpackError>,
     },
     /// The configuration.
-    #[error("{name} has a configuration that cannot be used: {source}")]
+    #[error("{name} has a configuration that cannot be used")]
     Config {
         /// Which image.
         name: String,

@@ -40,7 +40,7 @@ impl<'a> Header<'a> {
             return Ok(None);
         }
         let header = Self { bytes, at };
-        let stated = header.number(CHECKSUM, "checksum")?;
+        let stated = number(header.field(CHECKSUM)).ok_or(TarError::Checksum { at })?;
         let blank = CHECKSUM.0..CHECKSUM.0 + CHECKSUM.1;
         let sum = |value: fn(u8) -> i64| -> i64 {
             let bytes = bytes.iter().enumerate();

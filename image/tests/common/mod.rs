@@ -272,7 +272,7 @@ impl Bench {
 
     /// The same, checked by fsck.erofs.
     pub fn tree(&self, layers: &[Vec<u8>]) -> Tree {
-        let image = self.pull(layers).unwrap_or_else(|e| panic!("{e}"));
+        let image = self.pull(layers).unwrap_or_else(|e| panic!("{}", said(&e)));
         fsck(erofs(&image));
         tree(erofs(&image))
     }
@@ -366,4 +366,15 @@ pub fn fsck(path: &Path) {
         ),
         Err(error) => eprintln!("SKIP fsck.erofs: {error} (it is in Debian's erofs-utils)"),
     }
+}
+
+/// A message and its causes, as people see them.
+pub fn said(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut at = error.source();
+    while let Some(cause) = at {
+        text += &format!(": {cause}");
+        at = cause.source();
+    }
+    text
 }
