@@ -1,6 +1,11 @@
 //! Layers by somebody who wishes us ill: an error that says what is wrong, or a tree that is inside;
 //! never a panic, never a file outside, never a store that is left different.
-#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "tests may"
+)]
 
 mod common;
 

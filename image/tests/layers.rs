@@ -1,4 +1,5 @@
 //! What layers add up to.
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, reason = "tests may")]
 
 mod common;
 
@@ -268,10 +269,33 @@ fn space_of_what_was_replaced_is_used_again() {
         .collect();
     let image = bench.pull(&layers).unwrap();
     assert!(image.size < 8 << 20, "{}", image.size);
+    let tree = common::tree(common::erofs(&image));
+    let last = testudo_image::Digest::of(&big(19));
+    assert!(tree["big"].ends_with(last.short()), "{}", tree["big"]);
     let same: Vec<Vec<u8>> = (1..20)
         .map(|i| Tar::new().file(&format!("big{i}"), &big(7)).bytes())
         .collect();
     let image = bench.pull(&same).unwrap();
     assert!(image.size < 8 << 20, "{}", image.size);
     assert_eq!(common::tree(common::erofs(&image)).len(), 20);
+}
+
+#[test]
+fn files_with_holes_take_the_place_of_files_without() {
+    let bench = Bench::new();
+    let full = vec![0xff_u8; 7 << 20];
+    let mut holed = vec![0_u8; 7 << 20];
+    for at in [0, 1_500_000, 1_600_000, 4 << 20, (7 << 20) - 1] {
+        holed[at] = 1;
+    }
+    let layers = [
+        Tar::new().file("a", &full).file("b", b"behind").bytes(),
+        Tar::new().file(".wh.a", b"").file("c", &holed).bytes(),
+    ];
+    let image = bench.pull(&layers).unwrap();
+    common::fsck(common::erofs(&image));
+    let tree = common::tree(common::erofs(&image));
+    let wanted = testudo_image::Digest::of(&holed);
+    assert!(tree["c"].ends_with(wanted.short()), "{}", tree["c"]);
+    assert!(tree["b"].contains("] 6 "));
 }

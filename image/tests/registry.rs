@@ -3,6 +3,7 @@
 #![allow(
     clippy::unwrap_used,
     clippy::indexing_slicing,
+    clippy::string_slice,
     clippy::panic,
     reason = "tests may"
 )]
@@ -285,7 +286,7 @@ fn a_registry_with_tls_and_passwords() {
         let again = bench
             .store
             .pull(&Source::parse(&word).unwrap(), &options, &mut |event| {
-                events.push(event)
+                events.push(event);
             })
             .unwrap();
         assert_eq!(again.rootfs, image.rootfs);
@@ -442,7 +443,7 @@ fn cut_connections_are_continued_and_given_up() {
     let image = bench
         .store
         .pull(&Source::parse(&word).unwrap(), &options, &mut |event| {
-            events.push(event)
+            events.push(event);
         })
         .unwrap();
     fsck(erofs(&image));

@@ -116,6 +116,15 @@ pub(crate) struct Section {
     left: u64,
 }
 
+impl Section {
+    /// All of a file.
+    pub(crate) fn whole(file: &Arc<File>) -> io::Result<Self> {
+        let left = file.metadata()?.len();
+        let file = Arc::clone(file);
+        Ok(Self { file, at: 0, left })
+    }
+}
+
 impl Read for Section {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         let want = usize::try_from(self.left)

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::files::Temporary;
 use super::record::{Record, rootfs_key, uuid};
@@ -16,6 +17,7 @@ use crate::reference::Reference;
 use crate::registry::{RegistryError, RegistryOptions, Repository, Resolved, Step};
 use crate::rootfs::Rootfs;
 use crate::source::Source;
+use crate::source::archive::Section;
 use crate::source::local::{LocalError, LocalImage};
 
 /// When to ask a registry.
@@ -164,6 +166,16 @@ pub enum PullError {
         /// Why not.
         source: ConfigError,
     },
+    /// For other machines, and there is nothing to choose.
+    #[error("{name} is an image for {found}, not for {wanted}")]
+    Platform {
+        /// Which image.
+        name: String,
+        /// What it is for.
+        found: Box<Platform>,
+        /// What was asked for.
+        wanted: Box<Platform>,
+    },
     /// Not there, and may not be fetched.
     #[error("the store has no image `{0}`, and pulling is not allowed (--pull never)")]
     NotStored(String),
@@ -251,6 +263,7 @@ impl Store {
             &found.manifest,
             &found.config,
             Vec::new(),
+            &options.platform,
         )?;
         progress.event(resolved(&known));
         let key = rootfs_key(&known.parsed.diff_ids);
@@ -309,7 +322,15 @@ impl Store {
             .map_err(wrong)?;
         drop(scratch);
         let layers = manifest.layers.iter().map(|l| l.digest.clone()).collect();
-        let known = known(name, &digest, &raw, &manifest, &config, layers)?;
+        let known = known(
+            name,
+            &digest,
+            &raw,
+            &manifest,
+            &config,
+            layers,
+            &options.platform,
+        )?;
         progress.event(resolved(&known));
         let key = rootfs_key(&known.parsed.diff_ids);
         let _lock = self
@@ -321,12 +342,8 @@ impl Store {
         };
         let mut open = |index: usize| {
             let file = files.get(index).ok_or(io::ErrorKind::NotFound)?;
-            // Of its own, for a file may be several layers.
-            let own = File::open(format!(
-                "/proc/self/fd/{}",
-                std::os::fd::AsRawFd::as_raw_fd(file)
-            ));
-            Ok(Box::new(own?) as Box<dyn Read + Send>)
+            // Each with a place of its own, for a file may be several layers.
+            Ok(Box::new(Section::whole(file)?) as Box<dyn Read + Send>)
         };
         self.install(&known, &key, &mut open, options, progress)
     }
@@ -338,7 +355,7 @@ impl Store {
         reference: &Reference,
         manifest: &Manifest,
         progress: &mut dyn Progress,
-    ) -> Result<Vec<File>, PullError> {
+    ) -> Result<Vec<Arc<File>>, PullError> {
         let wrong = |source: RegistryError| PullError::Registry {
             name: reference.to_string(),
             source: source.into(),
@@ -378,7 +395,9 @@ impl Store {
         }
         let open = |layer: &Descriptor| {
             let path = self.files.blob(&layer.digest);
-            File::open(&path).map_err(StoreError::at(&path))
+            File::open(&path)
+                .map(Arc::new)
+                .map_err(StoreError::at(&path))
         };
         Ok(manifest.layers.iter().map(open).collect::<Result<_, _>>()?)
     }
@@ -510,6 +529,7 @@ fn known<'k>(
     manifest: &'k Manifest,
     config: &'k [u8],
     downloaded: Vec<Digest>,
+    wanted: &Platform,
 ) -> Result<Known<'k>, PullError> {
     let wrong = |source| PullError::Config {
         name: name.clone(),
@@ -519,6 +539,15 @@ fn known<'k>(
     let (diff_ids, layers) = (parsed.diff_ids.len(), manifest.layers.len());
     if diff_ids != layers {
         return Err(wrong(ConfigError::Layers { diff_ids, layers }));
+    }
+    if let Some(found) = &parsed.config.platform
+        && !wanted.runs(found)
+    {
+        return Err(PullError::Platform {
+            name,
+            found: Box::new(found.clone()),
+            wanted: Box::new(wanted.clone()),
+        });
     }
     Ok(Known {
         name,
