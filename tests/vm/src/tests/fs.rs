@@ -21,6 +21,8 @@ const PATIENCE: Duration = Duration::from_secs(150);
 /// A compiler in an emulated guest takes its time.
 const LONG: Duration = Duration::from_secs(280);
 
+mod ordinary;
+
 pub(crate) const TESTS: &[Test] = &[
     Test::new("fs::a_folder_is_shared", shared).seconds(300),
     Test::new("fs::posix", |c| posix(c, "", "auto", "")).seconds(300),
@@ -37,6 +39,7 @@ pub(crate) const TESTS: &[Test] = &[
     })
     .seconds(300),
     Test::new("fs::acls_are_heeded", acls).seconds(300),
+    Test::new("fs::an_ordinary_user_shares_a_folder", ordinary::user).seconds(300),
     Test::new("fs::a_read_only_folder_is_not_changed", readonly).seconds(300),
     Test::new("fs::changes_of_the_host_are_seen_as_the_cache_says", caches).seconds(300),
     Test::new("fs::dax_leaves_the_page_cache_alone", dax).seconds(300),
