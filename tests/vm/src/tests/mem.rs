@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 /// For the guest to plug or unplug what it was asked to.
 const LIMIT: Duration = Duration::from_secs(90);
 /// New memory is used at once, and for what can be moved away again.
-const MOVABLE: &str = "memhp_default_state=online_movable";
+pub(crate) const MOVABLE: &str = "memhp_default_state=online_movable";
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("mem::grows_and_shrinks_under_load", |c| {
@@ -43,7 +43,7 @@ fn level(vm: &Running<'_>, key: &str) -> Verdict<u64> {
 }
 
 /// Asks for so much in all, and waits until the guest has plugged or unplugged the rest.
-fn resize(vm: &Running<'_>, total_mib: u64) -> Verdict {
+pub(crate) fn resize(vm: &Running<'_>, total_mib: u64) -> Verdict {
     vm.ctl_ok(&["resize-memory", &format!("{total_mib}M")])?;
     let boot = level(vm, "boot_bytes")?;
     ensure!(

@@ -9,11 +9,12 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Test;
 use crate::context::{Ctx, SharedChild, lock};
+use crate::ensure;
 use crate::launch::Launch;
 use crate::net_backend::NetBackend;
 use crate::outcome::{Outcome, Verdict};
 use crate::running::Running;
-use crate::{ensure, tests::SOON};
+use crate::tests::{SOON, mem};
 
 pub(crate) const TESTS: &[Test] = &[
     Test::new("vhost_user::virtiofsd_serves_a_folder", folder),
@@ -23,6 +24,7 @@ pub(crate) const TESTS: &[Test] = &[
         "vhost_user::a_guest_that_boots_again_has_its_devices",
         again,
     ),
+    Test::new("vhost_user::a_back_end_reaches_memory_that_comes", growing).seconds(240),
     Test::new("vhost_user::wrong_back_ends_are_named", wrong),
 ];
 
@@ -311,6 +313,47 @@ fact boots "$(cat /mnt/boots)"
         .finish(LIMIT)?;
     done.expect_code(0)?;
     ensure!(done.facts()?.get("boots")? == "2", "{}", done.stdout);
+    Ok(())
+}
+
+const GROWING: &str = r#"
+mkdir /mnt/shared
+mount -t virtiofs shared /mnt/shared
+cd /mnt/shared
+head -c 24000000 /dev/urandom > from-guest
+fact written "$(sha256sum < from-guest | cut -d' ' -f1)"
+(while [ ! -e /run/enough ]; do cp from-guest copy; cmp from-guest copy; echo COPY; done; echo RIGHT) &
+sleep 0.2
+echo ready
+read -r word
+touch /run/enough
+wait
+cd /
+umount /mnt/shared
+"#;
+
+/// Memory comes and goes while virtiofsd reads and writes it; the guest's page cache is where it comes.
+fn growing(ctx: &Ctx) -> Verdict {
+    let (folder, socket, _daemon) = virtiofsd(ctx)?;
+    let device = format!("fs,socket={},tag=shared", socket.display());
+    let launch = ctx.script(GROWING).cmdline(mem::MOVABLE).control();
+    let launch = launch.args(["--memory", "512M,max=1536M,shared"]);
+    let mut vm = launch.args(["--vhost-user", &device]).spawn()?;
+    vm.wait_for("ready", LIMIT)?;
+    for (round, size) in (1..).zip([640, 1536, 1024, 512, 1536]) {
+        mem::resize(&vm, size)?;
+        vm.wait_for_times("COPY", round, LIMIT)?;
+    }
+    ensure!(counter(&vm, "connected")? == 1, "it is connected");
+    go_on(&mut vm)?;
+    vm.wait_for("RIGHT", LIMIT)?;
+    let done = vm.finish(LIMIT)?;
+    done.expect_code(0)?;
+    let facts = done.facts()?;
+    for name in ["from-guest", "copy"] {
+        let hash = sha256(&folder.join(name))?;
+        ensure!(facts.get("written")? == hash, "{name} is {hash}: {facts:?}");
+    }
     Ok(())
 }
 
