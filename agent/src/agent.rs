@@ -23,7 +23,7 @@ use crate::devices::Devices;
 use crate::events::Events;
 use crate::failure::{During, Failure};
 use crate::jobs::Jobs;
-use crate::policy::{AllowAll, Policy};
+use crate::policy::{AllBut, Policy};
 use crate::poll::{Poll, READ, Ready, Source};
 use crate::requests;
 use crate::rpc::{ReplyTo, Server};
@@ -101,6 +101,13 @@ impl Agent {
     /// Everything in its place, and listening.
     pub(crate) fn new(settings: &Settings, init: bool, started_ns: u64) -> Result<Self, Failure> {
         let poll = Poll::new().during(|| "make an epoll set".into())?;
+        let streams = Streams::new(listen(&settings.streams)?, &poll)
+            .during(|| "listen for streams".into())?;
+        let server = Server::new(listen(&settings.requests)?, &poll)
+            .during(|| "listen for requests".into())?;
+        let listening_ns = now_ns();
+        // The host connects while the rest is made; requests wait for the loop.
+        let ready = settings.ready.and_then(call_host);
         let signals =
             signal::descriptor(&[libc::SIGCHLD, libc::SIGTERM, libc::SIGINT, libc::SIGPWR])
                 .during(|| "listen for signals".into())?;
@@ -135,10 +142,6 @@ impl Agent {
         poll.add(&jobs, Source::Jobs, READ)
             .during(|| "listen for jobs".into())?;
         let tree = Tree::open(&settings.cgroup)?;
-        let streams = Streams::new(listen(&settings.streams)?, &poll)
-            .during(|| "listen for streams".into())?;
-        let server = Server::new(listen(&settings.requests)?, &poll)
-            .during(|| "listen for requests".into())?;
         Ok(Self {
             poll,
             server,
@@ -156,13 +159,13 @@ impl Agent {
             sandbox: None,
             init,
             started_ns,
-            listening_ns: now_ns(),
+            listening_ns,
             ending: false,
-            policy: Box::new(AllowAll),
+            policy: Box::new(AllBut(settings.deny.clone())),
             signals,
             uevents,
             button,
-            _ready: settings.ready.and_then(call_host),
+            _ready: ready,
             watches,
             next_process: 1,
         })

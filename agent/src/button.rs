@@ -36,8 +36,13 @@ pub(crate) fn pressed(button: &OwnedFd) -> bool {
     let mut any = false;
     let mut records = [0; 16 * RECORD];
     while let Ok(length) = rustix::io::read(button, &mut records) {
-        let (read, _) = records.get(..length).unwrap_or_default().as_chunks::<RECORD>();
-        any |= read.iter().any(|record| record.get(HEAD..) == Some(&PRESSED));
+        let (read, _) = records
+            .get(..length)
+            .unwrap_or_default()
+            .as_chunks::<RECORD>();
+        any |= read
+            .iter()
+            .any(|record| record.get(HEAD..) == Some(&PRESSED));
         if length < records.len() {
             break;
         }

@@ -11,6 +11,7 @@ use rustix::mount::{MoveMountFlags, OpenTreeFlags, move_mount, open_tree};
 use testudo_agent_protocol::{REQUEST_PORT, STREAM_PORT};
 
 use crate::failure::{During, Failure};
+use crate::policy::AllBut;
 use crate::sys::mount_attr::{self, MountAttr, RDONLY};
 
 /// Where to listen.
@@ -27,6 +28,8 @@ pub(crate) struct Settings {
     pub(crate) streams: Listen,
     /// A port of the host, which is called as soon as the agent listens.
     pub(crate) ready: Option<u32>,
+    /// Requests that are refused, whoever asks.
+    pub(crate) deny: Vec<&'static str>,
     pub(crate) log: log::LevelFilter,
     /// Sockets, storages and what belongs to the sandbox.
     pub(crate) state: PathBuf,
@@ -40,6 +43,7 @@ impl Default for Settings {
             requests: Listen::Vsock(REQUEST_PORT),
             streams: Listen::Vsock(STREAM_PORT),
             ready: None,
+            deny: Vec::new(),
             log: log::LevelFilter::Info,
             state: "/run/testudo".into(),
             cgroup: "testudo".into(),
@@ -73,6 +77,10 @@ impl Settings {
                     Some(Listen::Vsock(port)) => settings.ready = Some(port),
                     _ => return Err(bad("vsock:PORT")),
                 },
+                "deny" => {
+                    settings.deny = AllBut::read(value)
+                        .ok_or_else(|| bad("names of requests, with commas between them"))?;
+                }
                 "log" => {
                     settings.log = value
                         .parse()
@@ -86,7 +94,7 @@ impl Settings {
                 "cgroup" => return Err(bad("one name, without a slash")),
                 _ => {
                     return Err(bad(
-                        "known are requests, streams, ready, log, state and cgroup",
+                        "known are requests, streams, ready, deny, log, state and cgroup",
                     ));
                 }
             }
@@ -168,6 +176,7 @@ mod tests {
         for word in [
             "loud=1",
             "log=loudly",
+            "deny=Everything",
             "log",
             "requests=tcp:1",
             "state=here",

@@ -23,6 +23,16 @@ pub(crate) struct Ends {
     pub(crate) stderr: Option<OwnedFd>,
 }
 
+/// What a pipe holds: each time it is full or empty somebody has to be woken. Pages come with the bytes.
+const CAPACITY: usize = 256 * 1024;
+
+fn pipe() -> Result<(OwnedFd, OwnedFd), Failure> {
+    let ends = pipe_with(PipeFlags::CLOEXEC).during(|| "make pipes".into())?;
+    // As the kernel makes them, if it does not allow more.
+    let _ = rustix::pipe::fcntl_setpipe_size(&ends.1, CAPACITY);
+    Ok(ends)
+}
+
 impl Pipes {
     /// For a process without a terminal; one with a terminal gets its descriptors from the stage.
     pub(crate) fn new(stdio: &Stdio, terminal: bool) -> Result<(Self, Ends), Failure> {
@@ -34,7 +44,7 @@ impl Pipes {
         let mut ends = Ends::default();
         let wanted = |number: u64| number != 0 && !terminal;
         let stdin = if wanted(stdio.stdin) {
-            let (theirs, ours) = pipe_with(PipeFlags::CLOEXEC).during(about)?;
+            let (theirs, ours) = pipe()?;
             rustix::io::ioctl_fionbio(&ours, true).during(about)?;
             ends.stdin = Some(ours);
             theirs
@@ -45,7 +55,7 @@ impl Pipes {
             if !wanted(number) {
                 return null();
             }
-            let (ours, theirs) = pipe_with(PipeFlags::CLOEXEC).during(about)?;
+            let (ours, theirs) = pipe()?;
             rustix::io::ioctl_fionbio(&ours, true).during(about)?;
             *end = Some(ours);
             Ok(theirs)

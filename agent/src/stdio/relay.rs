@@ -12,7 +12,7 @@ use rustix::net::Shutdown;
 use crate::poll::{Poll, READ_EDGE, Ready, Source, WRITE_EDGE};
 
 /// One read.
-const BUFFER: usize = 64 * 1024;
+const BUFFER: usize = 256 * 1024;
 /// Moved in one turn, so that a busy process does not hold up others.
 const TURN: usize = 1 << 20;
 
@@ -22,8 +22,9 @@ pub(crate) struct Relay {
     to: OwnedFd,
     /// Of which process, and which of its descriptors.
     pub(crate) owner: (u32, i32),
-    /// Read but not yet taken.
+    /// Read but not yet taken, from `rest_at` on.
     rest: Vec<u8>,
+    rest_at: usize,
     /// Bytes read.
     taken: u64,
     /// Nothing more comes.
@@ -48,6 +49,7 @@ impl Relay {
             to,
             owner,
             rest: Vec::new(),
+            rest_at: 0,
             taken: 0,
             ended: false,
         }
@@ -95,16 +97,19 @@ impl Relay {
 
     /// More: there is nothing left of the last read.
     fn pass_rest(&mut self) -> Turn {
-        while !self.rest.is_empty() {
-            match rustix::io::write(&self.to, &self.rest) {
-                Ok(done) => {
-                    self.rest.drain(..done.min(self.rest.len()));
-                }
+        while let Some(rest) = self
+            .rest
+            .get(self.rest_at..)
+            .filter(|rest| !rest.is_empty())
+        {
+            match rustix::io::write(&self.to, rest) {
+                Ok(done) => self.rest_at = self.rest_at.saturating_add(done),
                 Err(Errno::INTR) => {}
                 Err(Errno::AGAIN) => return Turn::Blocked,
                 Err(_) => return Turn::Over,
             }
         }
+        self.rest_at = 0;
         self.rest = Vec::new();
         Turn::More
     }

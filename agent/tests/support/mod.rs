@@ -59,12 +59,17 @@ pub struct Agent {
 
 impl Agent {
     pub fn start() -> Self {
-        Self::start_with(&[])
+        Self::start_with(&[], &[])
+    }
+
+    /// With further settings.
+    pub fn start_saying(words: &[&str]) -> Self {
+        Self::start_with(&[], words)
     }
 
     /// With a network of its own, which is empty.
     pub fn start_in_network() -> Self {
-        Self::start_with(&["--net"])
+        Self::start_with(&["--net"], &[])
     }
 
     /// `ip` in the agent's network.
@@ -78,7 +83,7 @@ impl Agent {
         String::from_utf8(done.stdout).unwrap()
     }
 
-    fn start_with(unshare: &[&str]) -> Self {
+    fn start_with(unshare: &[&str], words: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name).display().to_string();
         let cgroup = folder
@@ -101,6 +106,7 @@ impl Agent {
             .arg(format!("state={}", at("state")))
             .arg(format!("cgroup=testudo-test-{cgroup}"))
             .arg("log=warn")
+            .args(words)
             .spawn()
             .unwrap();
         let agent = Self { child, folder };
