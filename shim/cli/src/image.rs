@@ -1,52 +1,17 @@
 //! What a person may name as an image, and what comes of it: a root and how it wants to be run.
 
-use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::io::{self, Read, Write};
+use std::path::Path;
 
-use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat, openat2};
-use thiserror::Error;
+use anyhow::Context;
+use testudo_image::{
+    Event, Image as Stored, ImageConfig, Options, Progress, PullPolicy, Rootfs, Silent, Source,
+    Store,
+};
 
+use crate::config::Config;
 use crate::container::UserLists;
 use crate::pod::Root;
-
-/// An image cannot be used.
-#[derive(Debug, Error)]
-pub enum ImageError {
-    /// There is nothing of that name.
-    #[error(
-        "there is no image {0:?}: write the path of a root file system (a folder, or an EROFS file)"
-    )]
-    Nothing(String),
-    /// It is there, and is none.
-    #[error("{} is no image: neither a folder nor an EROFS file", .0.display())]
-    Kind(PathBuf),
-    /// The host refused.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// What.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-/// How an image wants to be run.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct ImageConfig {
-    /// Comes before the command.
-    pub entrypoint: Vec<String>,
-    /// If no command is given.
-    pub command: Vec<String>,
-    /// `NAME=VALUE`.
-    pub env: Vec<String>,
-    /// Working folder.
-    pub cwd: Option<String>,
-    /// `USER[:GROUP]`.
-    pub user: Option<String>,
-    /// A signal's name.
-    pub stop_signal: Option<String>,
-}
 
 /// An image that can be run.
 #[derive(Debug, Clone)]
@@ -62,64 +27,156 @@ pub struct Image {
 /// EROFS has its superblock 1024 bytes in.
 const EROFS_AT: usize = 1024;
 const EROFS_MAGIC: [u8; 4] = 0xe0f5_e1e2_u32.to_le_bytes();
-
-/// Looks.
-pub fn open(name: &str) -> Result<Image, ImageError> {
-    let path = Path::new(name);
-    let read = |source| ImageError::Read {
-        path: path.to_owned(),
-        source,
-    };
-    let path = match path.canonicalize() {
-        Ok(path) => path,
-        Err(e) if e.kind() == io::ErrorKind::NotFound => {
-            return Err(ImageError::Nothing(name.to_owned()));
-        }
-        Err(e) => return Err(read(e)),
-    };
-    if path.is_dir() {
-        let users = UserLists {
-            passwd: text(&path, "etc/passwd"),
-            group: text(&path, "etc/group"),
-        };
-        return Ok(Image {
-            root: Root::Directory(path),
-            config: ImageConfig::default(),
-            users,
-        });
-    }
-    let mut head = Vec::new();
-    let file = std::fs::File::open(&path).map_err(read)?;
-    file.take(4096).read_to_end(&mut head).map_err(read)?;
-    if head
-        .get(EROFS_AT..)
-        .is_some_and(|rest| rest.starts_with(&EROFS_MAGIC))
-    {
-        return Ok(Image {
-            root: Root::Erofs(path),
-            config: ImageConfig::default(),
-            users: UserLists::default(),
-        });
-    }
-    Err(ImageError::Kind(path))
-}
-
 /// Lists of users have this many bytes at most.
 const LIST_MOST: u64 = 4 << 20;
 
-/// A file of a root; links are followed within it. Empty if there is none.
-fn text(root: &Path, path: &str) -> String {
-    let open = || -> rustix::io::Result<std::fs::File> {
-        let root = openat(CWD, root, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
-        let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NONBLOCK;
-        let how = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        Ok(openat2(root, path, flags, Mode::empty(), how)?.into())
+/// The store that the configuration names.
+pub fn store(config: &Config) -> anyhow::Result<Store> {
+    let path = match &config.image_store {
+        Some(path) => path.clone(),
+        None => Store::default_path()?,
     };
-    let mut bytes = Vec::new();
-    if let Ok(file) = open() {
-        let _ = file.take(LIST_MOST).read_to_end(&mut bytes);
+    Ok(Store::open(&path)?)
+}
+
+/// Makes an image usable: an EROFS file is as it is, everything else goes through the store.
+pub fn open(name: &str, config: &Config, policy: PullPolicy) -> anyhow::Result<Image> {
+    let path = Path::new(name);
+    if path.is_file() && is_erofs(path).with_context(|| format!("cannot read {name}"))? {
+        let root = Root::Erofs(
+            path.canonicalize()
+                .with_context(|| format!("cannot read {name}"))?,
+        );
+        return Ok(Image {
+            users: users(&root)?,
+            root,
+            config: ImageConfig::default(),
+        });
     }
-    String::from_utf8_lossy(&bytes).into_owned()
+    let stored = pull(name, config, policy)?;
+    let root = match stored.rootfs {
+        Rootfs::Erofs(path) => Root::Erofs(path),
+        Rootfs::Directory(path) => Root::Directory(path),
+    };
+    Ok(Image {
+        users: users(&root)?,
+        root,
+        config: stored.config,
+    })
+}
+
+/// Fetches and unpacks what is not there yet.
+pub fn pull(name: &str, config: &Config, policy: PullPolicy) -> anyhow::Result<Stored> {
+    let source = Source::parse(name)?;
+    let mut options = Options {
+        policy,
+        ..Options::default()
+    };
+    options
+        .registry
+        .plain_http
+        .extend(config.image_plain_http.iter().cloned());
+    let mut bar = Bar::default();
+    let progress: &mut dyn Progress = if rustix::termios::isatty(rustix::stdio::stderr()) {
+        &mut bar
+    } else {
+        &mut Silent
+    };
+    Ok(store(config)?.pull(&source, &options, progress)?)
+}
+
+fn is_erofs(path: &Path) -> io::Result<bool> {
+    let mut head = Vec::new();
+    std::fs::File::open(path)?
+        .take(4096)
+        .read_to_end(&mut head)?;
+    Ok(head
+        .get(EROFS_AT..)
+        .is_some_and(|rest| rest.starts_with(&EROFS_MAGIC)))
+}
+
+/// The lists of users of a root.
+pub fn users(root: &Root) -> anyhow::Result<UserLists> {
+    let rootfs = match root {
+        Root::Erofs(path) => Rootfs::Erofs(path.clone()),
+        Root::Directory(path) => Rootfs::Directory(path.clone()),
+    };
+    let text = |file: &str| -> anyhow::Result<String> {
+        let bytes = rootfs.read(file, LIST_MOST)?.unwrap_or_default();
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    Ok(UserLists {
+        passwd: text("etc/passwd")?,
+        group: text("etc/group")?,
+    })
+}
+
+/// Progress on one line of a terminal, which is gone at the end.
+#[derive(Default)]
+struct Bar {
+    /// Bytes of each layer that is being downloaded: done, in all.
+    layers: Vec<(String, u64, u64)>,
+    shown: String,
+}
+
+impl Progress for Bar {
+    fn event(&mut self, event: Event) {
+        let text = match event {
+            Event::Waiting => "another command is pulling this image".to_owned(),
+            Event::Resolved { layers, .. } => format!("{layers} layers"),
+            Event::Downloading {
+                digest,
+                done,
+                total,
+            } => self.downloading(digest.to_string(), done, total),
+            Event::Retrying { attempts, why, .. } => {
+                format!("once more, after {attempts} attempts: {why}")
+            }
+            Event::Unpacking {
+                layer,
+                layers,
+                bytes,
+            } => {
+                format!(
+                    "unpacking layer {} of {layers}, {} MiB",
+                    layer.saturating_add(1),
+                    bytes >> 20
+                )
+            }
+            _ => return,
+        };
+        if text != self.shown {
+            let _ = write!(io::stderr(), "\r\x1b[K{text}");
+            self.shown = text;
+        }
+    }
+}
+
+impl Bar {
+    fn downloading(&mut self, digest: String, done: u64, total: u64) -> String {
+        match self.layers.iter_mut().find(|(other, ..)| *other == digest) {
+            Some(layer) => (layer.1, layer.2) = (done, total),
+            None => self.layers.push((digest, done, total)),
+        }
+        let sum = |which: fn(&(String, u64, u64)) -> u64| {
+            self.layers.iter().map(which).fold(0, u64::saturating_add)
+        };
+        let (done, total) = (sum(|l| l.1), sum(|l| l.2));
+        let percent = done.saturating_mul(100).checked_div(total).unwrap_or(100);
+        format!(
+            "downloading {} of {} MiB, {percent} %",
+            done >> 20,
+            total >> 20
+        )
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        if !self.shown.is_empty() {
+            let _ = write!(io::stderr(), "\r\x1b[K");
+        }
+    }
 }
 
 #[cfg(test)]
@@ -131,26 +188,28 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         std::fs::create_dir_all(at("root/etc")).unwrap();
-        std::fs::write(at("real"), "not ours").unwrap();
         std::fs::write(at("root/etc/passwd"), "me:x:5:5::/:/bin/sh\n").unwrap();
-        // A link of the image's must not lead out of it.
-        std::os::unix::fs::symlink("../../real", at("root/etc/group")).unwrap();
-        let image = open(at("root").to_str().unwrap()).unwrap();
+        let config = Config {
+            image_store: Some(at("store")),
+            ..Config::default()
+        };
+        let image = open(at("root").to_str().unwrap(), &config, PullPolicy::Never).unwrap();
         assert!(image.users.passwd.starts_with("me:") && image.users.group.is_empty());
+        assert_eq!(image.root, Root::Directory(at("root")));
         let mut erofs = vec![0; 2048];
         erofs[1024..1028].copy_from_slice(&EROFS_MAGIC);
         std::fs::write(at("x.erofs"), erofs).unwrap();
-        assert!(matches!(
-            open(at("x.erofs").to_str().unwrap()).unwrap().root,
-            Root::Erofs(_)
-        ));
-        assert!(matches!(
-            open(at("real").to_str().unwrap()),
-            Err(ImageError::Kind(_))
-        ));
-        assert!(matches!(
-            open("/no/such/thing"),
-            Err(ImageError::Nothing(_))
-        ));
+        assert!(is_erofs(&at("x.erofs")).unwrap());
+        assert!(open("/no/such/thing", &config, PullPolicy::Never).is_err());
+    }
+
+    #[test]
+    fn progress_is_of_all_layers() {
+        let mut bar = Bar::default();
+        bar.downloading("a".into(), 1 << 20, 2 << 20);
+        assert_eq!(
+            bar.downloading("b".into(), 1 << 20, 2 << 20),
+            "downloading 2 of 4 MiB, 50 %"
+        );
     }
 }

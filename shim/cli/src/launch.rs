@@ -4,7 +4,9 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use anyhow::{Context, bail, ensure};
 use testudo_protocol::Connection;
@@ -33,13 +35,7 @@ pub(crate) fn launch(pod: &Pod, at: &Directories) -> anyhow::Result<Launched> {
         );
     }
     let folder = at.pod(&pod.id);
-    let make = || format!("cannot make {}", folder.display());
-    DirBuilder::new()
-        .mode(0o700)
-        .create(&folder)
-        .with_context(make)?;
-    let held = Held::try_take(&folder.join("lock"))?;
-    let held = held.with_context(make)?;
+    let held = claim(&folder)?;
     let started = write_and_spawn(pod, at, &held);
     if started.is_err() {
         let _ = std::fs::remove_dir_all(&folder);
@@ -47,6 +43,26 @@ pub(crate) fn launch(pod: &Pod, at: &Directories) -> anyhow::Result<Launched> {
         EventLog::of(at.state()).add("create", &pod.id, &pod.name, Some(pod.image.clone()));
     }
     started
+}
+
+/// Makes the folder and takes its lock. Between the two somebody who lists pods may take it for one that was
+/// abandoned; then once more.
+fn claim(folder: &Path) -> anyhow::Result<Held> {
+    for _ in 0..100 {
+        match DirBuilder::new().mode(0o700).create(folder) {
+            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(e).with_context(|| format!("cannot make {}", folder.display()));
+            }
+            _ => {}
+        }
+        if let Ok(Some(held)) = Held::try_take(&folder.join("lock"))
+            && folder.join("lock").exists()
+        {
+            return Ok(held);
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    bail!("cannot lock {}", folder.display())
 }
 
 fn write_and_spawn(pod: &Pod, at: &Directories, held: &Held) -> anyhow::Result<Launched> {

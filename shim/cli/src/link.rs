@@ -20,6 +20,9 @@ const INPUT: u8 = 0;
 /// Bytes of standard input in one packet.
 pub const INPUT_MOST: usize = 32 * 1024;
 
+/// Packets of input that a command may send before it is told that one was taken.
+pub const INPUT_WINDOW: usize = 8;
+
 /// What a command asks for.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
@@ -80,6 +83,8 @@ pub enum Tell {
         /// What ended it, if not the container itself.
         why: Option<String>,
     },
+    /// One packet of input has been taken; another may be sent.
+    Taken,
     /// Asked and done.
     Done,
     /// Asked and not done.

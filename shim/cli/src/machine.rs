@@ -1,6 +1,7 @@
 //! The machine of a pod: the VMM's arguments.
 
 use std::ffi::OsString;
+use std::os::fd::RawFd;
 use std::path::Path;
 
 use testudo_agent_protocol::READY_PORT;
@@ -19,8 +20,8 @@ pub(crate) const MAC: &str = "02:74:73:74:64:01";
 pub(crate) enum Wire {
     /// A tap device.
     Tap(String),
-    /// The socket of a user-mode stack.
-    Stream(std::path::PathBuf),
+    /// An inherited socket, at whose other end a user-mode stack is.
+    Stream(RawFd),
 }
 
 /// The VMM's arguments. `sockets` is the pod's runtime folder, `folder` its own.
@@ -79,7 +80,10 @@ pub(crate) fn arguments(
         None => {}
         Some(Wire::Tap(name)) => pair("--net", format!("tap={name},mac={MAC}").into()),
         Some(Wire::Stream(socket)) => {
-            pair("--net", with("stream=", socket, &format!(",mac={MAC}")));
+            pair(
+                "--net",
+                format!("stream=fd:{socket},mac={MAC},mtu=65520").into(),
+            );
         }
     }
     args.extend(machine.args.iter().map(OsString::from));

@@ -112,9 +112,9 @@ fn process(
     security: &Security,
 ) -> anyhow::Result<ProcessPlan> {
     let config = &image.config;
-    let user = match (&args.user, &config.user) {
+    let user = match (&args.user, config.user.as_str()) {
         (Some(user), _) => Some(user.clone()),
-        (None, Some(word)) if !word.is_empty() => Some(
+        (None, word) if !word.is_empty() => Some(
             word.parse()
                 .map_err(anyhow::Error::msg)
                 .context("the image's user")?,
@@ -126,9 +126,8 @@ fn process(
     let cwd = args
         .workdir
         .clone()
-        .or_else(|| config.cwd.clone())
-        .filter(|cwd| !cwd.is_empty());
-    let cwd = cwd.unwrap_or_else(|| "/".into());
+        .unwrap_or_else(|| config.working_dir.clone());
+    let cwd = if cwd.is_empty() { "/".to_owned() } else { cwd };
     ensure!(
         cwd.starts_with('/'),
         "the working folder {cwd:?} is not absolute"
@@ -154,7 +153,7 @@ fn process(
 fn command(args: &RunArgs, image: &Image) -> anyhow::Result<Vec<String>> {
     let config = &image.config;
     let (entry, own): (Vec<String>, &[String]) = match &args.entrypoint {
-        None => (config.entrypoint.clone(), &config.command),
+        None => (config.entrypoint.clone(), &config.cmd),
         Some(program) if program.is_empty() => (Vec::new(), &[]),
         Some(program) => (vec![program.clone()], &[]),
     };
@@ -185,7 +184,9 @@ fn environment(args: &RunArgs, image: &Image, hostname: &str) -> anyhow::Result<
     if args.tty {
         set("TERM=xterm".to_owned());
     }
-    image.config.env.iter().cloned().for_each(&mut set);
+    for (name, value) in &image.config.env {
+        set(format!("{name}={value}"));
+    }
     let mut words = Vec::new();
     for path in &args.env_file {
         let text = std::fs::read_to_string(path)

@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::stdio::stdin;
 
-use crate::link::{Ask, INPUT_MOST, Link, Tell};
+use crate::link::{Ask, INPUT_MOST, INPUT_WINDOW, Link, Tell};
 use crate::terminal::{KeyWatch, Raw, is_input, size};
 use crate::values::Signal;
 
@@ -69,6 +69,8 @@ struct Work<'a> {
     stdin_open: bool,
     /// Read and not sent.
     held: Option<Vec<u8>>,
+    /// Packets sent and not taken.
+    under_way: usize,
     detached: bool,
 }
 
@@ -97,6 +99,7 @@ impl Session {
             terminal: self.terminal,
             stdin_open: self.stdin,
             held: None,
+            under_way: 0,
             detached: false,
         };
         link.0.set_nonblocking(true)?;
@@ -144,7 +147,7 @@ impl Work<'_> {
         if let Some(signals) = &self.signals {
             fds.push(PollFd::new(signals, PollFlags::IN));
         }
-        let reads = self.stdin_open && !full;
+        let reads = self.stdin_open && !full && self.under_way < INPUT_WINDOW;
         if reads {
             fds.push(PollFd::from_borrowed_fd(stdin(), PollFlags::IN));
         }
@@ -176,6 +179,10 @@ impl Work<'_> {
             Some(Tell::Started) => {
                 // The terminal may have changed while the guest came up.
                 self.resize()?;
+                None
+            }
+            Some(Tell::Taken) => {
+                self.under_way = self.under_way.saturating_sub(1);
                 None
             }
             Some(Tell::Done | Tell::Refused { .. }) => None,
@@ -236,7 +243,10 @@ impl Work<'_> {
         };
         match self.link.input(&bytes) {
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.held = Some(bytes),
-            other => soft(other)?,
+            other => {
+                soft(other)?;
+                self.under_way = self.under_way.saturating_add(1);
+            }
         }
         Ok(())
     }

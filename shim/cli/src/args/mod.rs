@@ -60,6 +60,12 @@ pub enum Command {
     Pause(PodsArgs),
     /// Let paused pods run again.
     Resume(PodsArgs),
+    /// Fetch images, or fetch them anew.
+    Pull(PullArgs),
+    /// List images.
+    Images(ImagesArgs),
+    /// Remove images.
+    Rmi(RmiArgs),
     /// Say whether this machine can run pods, and what to do where it cannot.
     Check(CheckArgs),
     /// Ask about the configuration.
@@ -249,6 +255,45 @@ pub struct CpArgs {
     pub source: String,
     /// POD:PATH or a path of this machine.
     pub destination: String,
+}
+
+/// `testudo pull`
+#[derive(Debug, Args)]
+pub struct PullArgs {
+    /// Registry references, OCI layouts (folders), OCI or Docker archives.
+    #[arg(required = true, value_name = "IMAGE")]
+    pub images: Vec<String>,
+}
+
+/// `testudo images`
+#[derive(Debug, Args)]
+pub struct ImagesArgs {
+    /// How to print.
+    #[arg(long, value_enum, default_value_t)]
+    pub format: Format,
+}
+
+/// `testudo rmi`
+#[derive(Debug, Args)]
+pub struct RmiArgs {
+    /// Whatever no name leads to, and downloads that are unpacked.
+    #[arg(long, conflicts_with = "images")]
+    pub unused: bool,
+    /// Names, digests, or the beginnings of digests.
+    #[arg(value_name = "IMAGE", required_unless_present = "unused")]
+    pub images: Vec<String>,
+}
+
+/// When to fetch an image.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum Pull {
+    /// If it is not there.
+    #[default]
+    Missing,
+    /// Each time.
+    Always,
+    /// Not at all.
+    Never,
 }
 
 /// `testudo check`

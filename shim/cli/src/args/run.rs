@@ -105,7 +105,11 @@ pub struct RunArgs {
     /// Keys that leave the pod to itself.
     #[arg(long, value_name = "KEYS")]
     pub detach_keys: Option<Detach>,
-    /// The image: a root file system as a folder, or an EROFS file.
+    /// When to fetch the image.
+    #[arg(long, value_enum, default_value_t)]
+    pub pull: super::Pull,
+    /// The image: a registry reference, an OCI layout (a folder), an OCI or Docker archive, a root file
+    /// system (a folder), or an EROFS file.
     pub image: String,
     /// The command and its arguments, instead of the image's.
     #[arg(

@@ -17,7 +17,7 @@ use testudo_agent_protocol::{
 
 use super::{Context, complain};
 use crate::args::ExecArgs;
-use crate::container::{CONTAINER, UserLists, capabilities, exec_process, who};
+use crate::container::{CONTAINER, capabilities, exec_process, who};
 use crate::guest::Guest;
 use crate::pod::ProcessPlan;
 use crate::session::Session;
@@ -63,7 +63,7 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCod
             message,
             ..
         }) => {
-            complain(&format!("cannot {message}"));
+            complain(&message);
             return Ok(ExitCode::from(127));
         }
         Err(CallError::Refused {
@@ -71,7 +71,7 @@ pub(super) fn exec(context: &Context, args: &ExecArgs) -> anyhow::Result<ExitCod
             message,
             ..
         }) => {
-            complain(&format!("cannot {message}"));
+            complain(&message);
             return Ok(ExitCode::from(126));
         }
         other => other?,
@@ -125,10 +125,7 @@ fn plan(args: &ExecArgs, entry: &Entry) -> anyhow::Result<ProcessPlan> {
         plan.cwd.clone_from(cwd);
     }
     if let Some(user) = &args.user {
-        let lists = match &entry.pod.root {
-            crate::pod::Root::Directory(path) => crate::image::open(&path.to_string_lossy())?.users,
-            crate::pod::Root::Erofs(_) => UserLists::default(),
-        };
+        let lists = crate::image::users(&entry.pod.root)?;
         let who = who(Some(user), &lists)?;
         (plan.uid, plan.gid, plan.groups) = (who.uid, who.gid, who.groups);
     }

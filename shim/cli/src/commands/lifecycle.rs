@@ -48,7 +48,7 @@ fn await_end(context: &Context, link: &Link, entry: &Entry) -> anyhow::Result<u8
                 return Ok(code);
             }
             Some(Tell::Refused { why }) => bail!("{}: {why}", entry.pod.name),
-            Some(Tell::Started | Tell::Done) => {}
+            Some(Tell::Started | Tell::Taken | Tell::Done) => {}
             None => {
                 // Repaired on the way.
                 return match find(&context.directories, &entry.pod.id) {
@@ -93,7 +93,7 @@ fn ask(context: &Context, entry: &Entry, ask: &Ask) -> anyhow::Result<()> {
         match link.told()? {
             Some(Tell::Done) => return Ok(()),
             Some(Tell::Refused { why }) => bail!("{}: {why}", entry.pod.name),
-            Some(Tell::Started) => {}
+            Some(Tell::Started | Tell::Taken) => {}
             // It ended of it.
             Some(Tell::Exited { .. } | Tell::Failed { .. }) => return Ok(()),
             None => bail!("{}: its supervisor was killed", entry.pod.name),

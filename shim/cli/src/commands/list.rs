@@ -84,7 +84,7 @@ fn short(text: &str) -> String {
     plain.chars().take(31).chain(['…']).collect()
 }
 
-fn table<const N: usize>(heads: &[String; N], rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(heads: &[String; N], rows: &[[String; N]]) -> String {
     let all = || std::iter::once(heads).chain(rows);
     let mut widths = [0_usize; N];
     for row in all() {
@@ -192,7 +192,7 @@ pub(super) fn stats(context: &Context, args: &StatsArgs) -> anyhow::Result<ExitC
     Ok(ExitCode::SUCCESS)
 }
 
-fn mebibytes(bytes: u64) -> String {
+pub(super) fn mebibytes(bytes: u64) -> String {
     let tenths = bytes.saturating_mul(10) >> 20;
     format!("{}.{} MiB", tenths / 10, tenths % 10)
 }

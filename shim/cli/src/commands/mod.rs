@@ -5,6 +5,7 @@ mod check;
 mod config;
 mod cp;
 mod exec;
+mod images;
 mod lifecycle;
 mod list;
 mod run;
@@ -56,6 +57,9 @@ pub fn dispatch(command: Command) -> anyhow::Result<ExitCode> {
         Command::Pause(args) => lifecycle::pause(&context()?, &args, true),
         Command::Resume(args) => lifecycle::pause(&context()?, &args, false),
         Command::Cp(args) => cp::cp(&context()?, &args),
+        Command::Pull(args) => images::pull(&context()?, &args),
+        Command::Images(args) => images::images(&context()?, &args),
+        Command::Rmi(args) => images::rmi(&context()?, &args),
         Command::Check(args) => check::check(&args),
         Command::Config(args) => config::config(&args),
         Command::Completions { shell } => {

@@ -4,8 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context as _, ensure};
 
+use testudo_image::PullPolicy;
+
 use super::{Context, complain, say};
-use crate::args::RunArgs;
+use crate::args::{Pull, RunArgs};
 use crate::launch::{Launched, launch};
 use crate::link::{Ask, Tell};
 use crate::session::{Ended, Session, outputs};
@@ -28,7 +30,12 @@ fn try_run(context: &Context, args: &RunArgs) -> anyhow::Result<u8> {
         !args.tty || !args.interactive || args.detach || crate::terminal::is_input(),
         "-t with -i needs a terminal for input; leave -t out where input comes from a file or a pipe"
     );
-    let image = crate::image::open(&args.image)?;
+    let policy = match args.pull {
+        Pull::Missing => PullPolicy::Missing,
+        Pull::Always => PullPolicy::Always,
+        Pull::Never => PullPolicy::Never,
+    };
+    let image = crate::image::open(&args.image, &context.config, policy)?;
     let pod = crate::plan::plan(args, &image, &context.config, &context.directories)?;
     let keys = args
         .detach_keys
@@ -98,7 +105,7 @@ fn detached(launched: &mut Launched, id: &str) -> anyhow::Result<u8> {
                 say(id)?;
                 return Ok(0);
             }
-            Some(Tell::Done | Tell::Refused { .. }) => {}
+            Some(Tell::Taken | Tell::Done | Tell::Refused { .. }) => {}
             None => anyhow::bail!(
                 "the supervisor ended without a word; `testudo ps -a` says what became of it"
             ),

@@ -101,6 +101,8 @@ config! {
     state_runtime "state.runtime" ("/run/testudo for root, else $XDG_RUNTIME_DIR/testudo"): Option<PathBuf> = None;
     /// Where images are unpacked.
     image_store "image.store" ("/var/lib/testudo/images for root, else ~/.local/share/testudo/images"): Option<PathBuf> = None;
+    /// Registries that are spoken to without TLS, as `localhost:5000`.
+    image_plain_http "image.plain-http" ("none"): Vec<String> = Vec::new();
     /// How much of a container's output is kept; twice this at most is on the disk.
     log_size "log.size" ("16M"): Size = Size(16 << 20);
     /// Keys that leave a container to itself, as `ctrl-p,ctrl-q`; empty: none.

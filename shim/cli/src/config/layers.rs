@@ -188,8 +188,15 @@ fn read_file(path: &Path, config: &mut Config, layers: &mut Vec<Layer>) -> Resul
     apply(&text, path, config, layers)
 }
 
+/// What one text says, over the defaults.
+pub fn parse(text: &str) -> Result<Config, ConfigError> {
+    let mut config = Config::default();
+    apply(text, Path::new("text"), &mut config, &mut Vec::new())?;
+    Ok(config)
+}
+
 /// One file's text.
-pub(super) fn apply(
+fn apply(
     text: &str,
     path: &Path,
     config: &mut Config,

@@ -13,5 +13,5 @@ mod layers;
 mod value;
 
 pub use keys::{Config, KEYS, Key};
-pub use layers::{ConfigError, Layer, Origin, Sources, load, nearest, variable};
+pub use layers::{ConfigError, Layer, Origin, Sources, load, nearest, parse, variable};
 pub use value::{Setting, Wrong};

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -20,23 +21,37 @@ use crate::link::{Ask, Incoming, Link, Tell};
 use crate::output::Stream;
 
 /// Whoever is there.
-#[derive(Default)]
 pub(crate) struct Clients {
     next: AtomicU64,
     links: Mutex<Vec<(u64, Arc<Link>)>>,
     /// What each new one is told first: whether it runs, and how it ended.
     news: Mutex<Vec<Tell>>,
-    input: Mutex<Input>,
+    /// To the thread that writes the container's standard input. What waits there is bounded by what each
+    /// client may send before it is told that something was taken.
+    input: Sender<Input>,
+    /// Its end, until that thread is there.
+    waiting: Mutex<Option<Receiver<Input>>>,
 }
 
-/// The container's standard input.
-#[derive(Default)]
-struct Input {
-    stream: Option<UnixStream>,
-    /// What came before there was one.
-    early: Vec<u8>,
+/// For the container's standard input.
+enum Input {
+    /// From this client.
+    Bytes(u64, Vec<u8>),
     /// There is no more.
-    ended: bool,
+    End,
+}
+
+impl Default for Clients {
+    fn default() -> Self {
+        let (input, waiting) = channel();
+        Self {
+            next: AtomicU64::default(),
+            links: Mutex::default(),
+            news: Mutex::default(),
+            input,
+            waiting: Mutex::new(Some(waiting)),
+        }
+    }
 }
 
 impl Clients {
@@ -64,48 +79,37 @@ impl Clients {
         lock(&self.links).retain(|(other, _)| *other != id);
     }
 
-    /// From now on there is somebody to take input.
-    pub(crate) fn take_input(&self, mut stream: UnixStream) {
-        let mut input = lock(&self.input);
-        let early = std::mem::take(&mut input.early);
-        // A container that takes none is not an error.
-        let _ = stream.write_all(&early);
-        if input.ended {
-            end_of_input(&stream);
-        } else {
-            input.stream = Some(stream);
+    fn taken(&self, id: u64) {
+        if let Some((_, link)) = lock(&self.links).iter().find(|(other, _)| *other == id) {
+            // One that has gone needs no telling.
+            let _ = link.tell(&Tell::Taken);
         }
     }
 
-    fn input(&self, bytes: &[u8]) {
-        let stream = {
-            let mut input = lock(&self.input);
-            match input.stream.as_ref().map(UnixStream::try_clone) {
-                Some(stream) => stream,
-                None => {
-                    if !input.ended {
-                        input.early.extend_from_slice(bytes);
-                    }
-                    return;
+    fn input(&self, input: Input) {
+        // The other end is kept as long as this.
+        let _ = self.input.send(input);
+    }
+}
+
+/// From now on there is somebody to take input: by a thread of its own, for a container may take none for long.
+pub(crate) fn take_input(shared: &Arc<Shared>, mut stream: UnixStream) -> io::Result<()> {
+    let Some(waiting) = lock(&shared.clients.waiting).take() else {
+        return Ok(());
+    };
+    shared.thread("in", move |shared| {
+        for input in waiting {
+            match input {
+                Input::Bytes(id, bytes) => {
+                    // What a container takes no more is gone, as with a pipe.
+                    let _ = stream.write_all(&bytes);
+                    shared.clients.taken(id);
                 }
+                Input::End => end_of_input(&stream),
             }
-        };
-        if let Ok(mut stream) = stream {
-            let _ = stream.write_all(bytes);
         }
-    }
-
-    fn end_input(&self) {
-        let mut input = lock(&self.input);
-        input.ended = true;
-        if let Some(stream) = input.stream.take() {
-            end_of_input(&stream);
-        }
-    }
-
-    fn has_input(&self) -> bool {
-        lock(&self.input).stream.is_some()
-    }
+    })?;
+    Ok(())
 }
 
 /// Lets others in.
@@ -166,17 +170,10 @@ impl Client<'_> {
     fn talk(&mut self) -> bool {
         loop {
             match self.link.incoming() {
-                Incoming::Gone => {
-                    if self.stdin
-                        && !self.owner
-                        && !self.shared.pod.detached
-                        && !self.shared.clients.has_input()
-                    {
-                        self.shared.clients.end_input();
-                    }
-                    return self.owner;
+                Incoming::Gone => return self.owner,
+                Incoming::Input(bytes) if self.stdin => {
+                    self.shared.clients.input(Input::Bytes(self.id, bytes));
                 }
-                Incoming::Input(bytes) if self.stdin => self.shared.clients.input(&bytes),
                 Incoming::Input(_) => {}
                 Incoming::Ask(Ask::Detach, _) => return false,
                 Incoming::Ask(ask, fds) => {
@@ -210,7 +207,7 @@ impl Client<'_> {
             Ask::Wait | Ask::Detach => None,
             Ask::EndOfInput => {
                 if self.stdin {
-                    self.shared.clients.end_input();
+                    self.shared.clients.input(Input::End);
                 }
                 None
             }

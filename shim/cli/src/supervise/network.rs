@@ -1,8 +1,12 @@
 //! The user-mode network stack: a helper process that dies with the supervisor.
 
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
+use anyhow::{Context, bail};
 use testudo_agent_protocol::{Dns, Interface, Route, UpdateInterfaceRequest, UpdateRoutesRequest};
 
 use super::Shared;
@@ -20,6 +24,8 @@ const NAME_SERVER: &str = "10.0.2.3";
 /// The stack at work.
 pub(crate) struct Network {
     helper: Option<Child>,
+    /// The VMM's end, until the VMM has it.
+    ours: Option<OwnedFd>,
     pub(crate) wire: Wire,
 }
 
@@ -34,26 +40,38 @@ impl Drop for Network {
 
 /// Starts what the pod's network needs.
 pub(crate) fn start(shared: &Shared) -> anyhow::Result<Option<Network>> {
+    let tap = |name: &String| Network {
+        helper: None,
+        ours: None,
+        wire: Wire::Tap(name.clone()),
+    };
     match &shared.pod.net.kind {
         NetWord::None => Ok(None),
-        NetWord::Tap(name) => Ok(Some(Network {
-            helper: None,
-            wire: Wire::Tap(name.clone()),
-        })),
+        NetWord::Tap(name) => Ok(Some(tap(name))),
         NetWord::User => start_passt(shared).map(Some),
     }
 }
 
+/// It gets one end of a pair of sockets, so that there is no path to wait for or to remove, and ends by itself
+/// when the VMM's end is closed.
 fn start_passt(shared: &Shared) -> anyhow::Result<Network> {
-    use anyhow::Context;
-    let socket = shared.sockets.join("net");
     let program = &shared.pod.net.passt;
-    let log = std::fs::File::create(shared.folder.join("net.log"))?;
+    let (ours, theirs) = UnixStream::pair()?;
+    // Duplicates stay open in the programs that are started.
+    let (ours, theirs) = (rustix::io::dup(&ours)?, rustix::io::dup(&theirs)?);
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::CLOEXEC)?;
+    let log = File::create(shared.folder.join("net.log"))?;
     let mut command = Command::new(program);
-    // In the foreground, one guest, no more words than needed.
-    command
-        .args(["--foreground", "--one-off", "--quiet", "--socket"])
-        .arg(&socket);
+    command.args([
+        "--foreground",
+        "--quiet",
+        "--ipv4-only",
+        "--mtu",
+        "0",
+        "--no-map-gw",
+        "--no-dhcp",
+    ]);
+    command.args(["--fd", &theirs.as_raw_fd().to_string()]);
     command.args([
         "--address",
         ADDRESS,
@@ -61,34 +79,24 @@ fn start_passt(shared: &Shared) -> anyhow::Result<Network> {
         PREFIX,
         "--gateway",
         GATEWAY,
-        "--mac-addr",
-        "02:74:73:74:64:02",
     ]);
-    command.args([
-        "--dns-forward",
-        NAME_SERVER,
-        "--no-dhcp",
-        "--no-dhcpv6",
-        "--no-ra",
-        "--no-ndp",
-        "--no-map-gw",
-    ]);
-    command.args(["--ipv4-only"]);
+    command.args(["--dns-forward", NAME_SERVER]);
     for (flag, transport) in [
         ("--tcp-ports", Transport::Tcp),
         ("--udp-ports", Transport::Udp),
     ] {
-        let ports: Vec<&Publish> = shared
-            .pod
-            .net
-            .publish
-            .iter()
-            .filter(|p| p.transport == transport)
-            .collect();
-        if ports.is_empty() {
+        let ports = || {
+            shared
+                .pod
+                .net
+                .publish
+                .iter()
+                .filter(|port| port.transport == transport)
+        };
+        if ports().next().is_none() {
             command.args([flag, "none"]);
         }
-        for port in ports {
+        for port in ports() {
             command.arg(flag).arg(forward(port));
         }
     }
@@ -99,12 +107,13 @@ fn start_passt(shared: &Shared) -> anyhow::Result<Network> {
         .current_dir("/");
     let helper = crate::os::spawn_mortal(&mut command)
         .with_context(|| format!("cannot start {}", program.display()))?;
-    let mut network = Network {
+    rustix::io::fcntl_setfd(&ours, rustix::io::FdFlags::empty())?;
+    let wire = Wire::Stream(ours.as_raw_fd());
+    Ok(Network {
         helper: Some(helper),
-        wire: Wire::Stream(socket),
-    };
-    network.await_socket(shared)?;
-    Ok(network)
+        ours: Some(ours),
+        wire,
+    })
 }
 
 /// `127.0.0.1/8080:80`
@@ -116,39 +125,31 @@ fn forward(port: &Publish) -> String {
 }
 
 impl Network {
-    /// The helper listens soon, or has said why not.
-    fn await_socket(&mut self, shared: &Shared) -> anyhow::Result<()> {
-        let Wire::Stream(socket) = &self.wire else {
-            return Ok(());
-        };
-        let deadline =
-            std::time::Instant::now() + std::time::Duration::from_secs(shared.pod.start_timeout_s);
-        loop {
-            if socket.exists() {
-                return Ok(());
-            }
-            let ended = self
-                .helper
-                .as_mut()
-                .map(Child::try_wait)
-                .transpose()?
-                .flatten();
-            if ended.is_some() || std::time::Instant::now() > deadline {
-                let said =
-                    std::fs::read_to_string(shared.folder.join("net.log")).unwrap_or_default();
-                let said = said
-                    .trim()
-                    .lines()
-                    .last()
-                    .unwrap_or("it said nothing")
-                    .to_owned();
-                anyhow::bail!(
-                    "the network did not come up: {}: {said}",
-                    shared.pod.net.passt.display()
-                );
-            }
-            std::thread::sleep(std::time::Duration::from_millis(2));
-        }
+    /// The VMM has its end.
+    pub(crate) fn handed_over(&mut self) {
+        self.ours = None;
+    }
+
+    /// The stack is still there; it ends at once where it cannot work.
+    pub(crate) fn check(&mut self, shared: &Shared) -> anyhow::Result<()> {
+        let ended = self
+            .helper
+            .as_mut()
+            .map(Child::try_wait)
+            .transpose()?
+            .flatten();
+        let Some(status) = ended else { return Ok(()) };
+        let said = std::fs::read_to_string(shared.folder.join("net.log")).unwrap_or_default();
+        let said = said
+            .trim()
+            .lines()
+            .last()
+            .unwrap_or("it said nothing")
+            .to_owned();
+        let program = shared.pod.net.passt.display();
+        bail!(
+            "the network did not come up: {program} ended ({status}): {said}; --net none does without"
+        );
     }
 }
 

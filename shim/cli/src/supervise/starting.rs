@@ -8,14 +8,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use testudo_agent_protocol::{
     CallError, Client, CreateSandboxRequest, READY_PORT, StartContainerRequest, Stdio,
     WaitProcessRequest, code,
 };
 
-use super::clients::{first, open_door};
+use super::clients::{first, open_door, take_input};
 use super::vmm::Vmm;
 use super::{Happening, Supervisor, network, outputs};
 use crate::container::{self, CONTAINER};
@@ -65,6 +65,9 @@ impl Supervisor {
         self.record();
         steps.done("vmm");
         self.await_agent(&ready)?;
+        if let Some(network) = &mut self.network {
+            network.check(&self.shared)?;
+        }
         let mut client = self.shared.guest.connect()?;
         let patience = Duration::from_secs(self.shared.pod.start_timeout_s.max(1));
         client.socket().set_read_timeout(Some(patience))?;
@@ -115,6 +118,9 @@ impl Supervisor {
         let args = machine::arguments(&shared.pod, &shared.sockets, &shared.folder, wire);
         let vmm = Vmm::start(shared, Command::new(program).args(args));
         let vmm = vmm.with_context(|| format!("cannot start {}", program.display()))?;
+        if let Some(network) = &mut self.network {
+            network.handed_over();
+        }
         self.state.vmm = Some(vmm.pid());
         self.vmm = Some(vmm);
         Ok(())
@@ -201,7 +207,7 @@ impl Supervisor {
         if terminal {
             let stream = guest.stream(STDIN)?;
             if pod.process.stdin {
-                self.shared.clients.take_input(stream.try_clone()?);
+                take_input(&self.shared, stream.try_clone()?)?;
             }
             outputs::start(&self.shared, Stream::Out, stream)?;
             outputs.none_of(Stream::Err);
@@ -210,7 +216,7 @@ impl Supervisor {
         outputs::start(&self.shared, Stream::Out, guest.stream(STDOUT)?)?;
         outputs::start(&self.shared, Stream::Err, guest.stream(STDERR)?)?;
         if pod.process.stdin {
-            self.shared.clients.take_input(guest.stream(STDIN)?);
+            take_input(&self.shared, guest.stream(STDIN)?)?;
         }
         Ok(())
     }
@@ -267,7 +273,7 @@ pub(super) fn explain(failure: &anyhow::Error) -> String {
             method: "StartContainer",
             message,
             ..
-        }) => anyhow!("cannot {message}").to_string(),
+        }) => message.clone(),
         _ => format!("{failure:#}"),
     }
 }
