@@ -8,9 +8,9 @@ mod lz4;
 mod stock;
 mod userland;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::cache::Cache;
 
@@ -38,6 +38,12 @@ enum What {
     },
     /// Build the agent and an initramfs in which it is the init, for our kernel, and print where it is.
     Agent,
+    /// Put our kernel and the agent where `testudo` finds them: into `testudo-guest` in its program's folder.
+    Install {
+        /// The folder that `testudo` is in.
+        #[arg(default_value = "target/release")]
+        folder: PathBuf,
+    },
     /// Make a Debian userland with fio, iperf3, git, gcc and the like, and print where its disk image
     /// and its folder are.
     Userland,
@@ -62,6 +68,7 @@ pub fn run(args: &Args) -> Result<()> {
                 initramfs(&cache, Contents::Agent)?.display()
             );
         }
+        What::Install { ref folder } => println!("guest {}", install(&cache, folder)?.display()),
         What::Userland => {
             let userland = userland(&cache)?;
             println!("image {}", userland.image.display());
@@ -92,6 +99,23 @@ pub fn kernel(cache: &Cache) -> Result<Images> {
 /// Debian's kernel for clouds, as the distribution ships it.
 pub fn stock(cache: &Cache) -> Result<Images> {
     stock::fetch(cache)
+}
+
+/// Puts our kernel and the agent's initramfs beside a program `testudo`; returns where.
+pub fn install(cache: &Cache, folder: &Path) -> Result<PathBuf> {
+    let to = folder.join("testudo-guest");
+    std::fs::create_dir_all(&to).with_context(|| format!("cannot make {}", to.display()))?;
+    for (from, name) in [
+        (kernel(cache)?.vmlinux, "vmlinux"),
+        (initramfs(cache, Contents::Agent)?, "agent.cpio"),
+    ] {
+        // Never half of one, for a VM may be starting.
+        let new = to.join(format!("{name}.new"));
+        std::fs::copy(&from, &new)
+            .and_then(|_| std::fs::rename(&new, to.join(name)))
+            .with_context(|| format!("cannot copy {} to {}", from.display(), to.display()))?;
+    }
+    Ok(to)
 }
 
 /// A root file system in two forms with the same contents.

@@ -29,6 +29,8 @@ const PACKAGES: &[(&str, &str)] = &[
     (REGISTRY, "tests of images"),
     ("apache2-utils", "tests of images"),
     ("openssl", "tests of images"),
+    ("curl", "the demo"),
+    ("iproute2", "the demo's network"),
 ];
 
 /// Its package starts it, for everybody to push to: tests start their own, so that one is kept from
