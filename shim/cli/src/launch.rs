@@ -4,6 +4,7 @@ use std::fs::{DirBuilder, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -86,6 +87,8 @@ fn write_and_spawn(pod: &Pod, at: &Directories, held: &Held) -> anyhow::Result<L
     };
     let log = File::create(folder.join("supervisor.log"))?;
     let supervisor = Command::new("/proc/self/exe")
+        // As people find it in a list of processes.
+        .arg0("testudo")
         .args(orders.to_arguments())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
