@@ -144,6 +144,26 @@ fn erofs_rs_reads_the_same() {
     assert_eq!(as_others_see(erofs(&image)), as_we_see(erofs(&image)));
 }
 
+/// What DAX serves; an inline tail would be read through the page cache.
+#[test]
+fn no_file_has_an_inline_tail() {
+    let bench = Bench::new();
+    let pulled = bench.pull(&[sample()]).unwrap();
+    let bytes = fs::read(erofs(&pulled)).unwrap();
+    let image = erofs_rs::EroFS::new(erofs_rs::backend::SliceImage::new(&bytes)).unwrap();
+    let mut layouts = Vec::new();
+    for entry in image.walk_dir("/").unwrap() {
+        let inode = entry.unwrap().inode;
+        if inode.is_file() {
+            layouts.push(inode.layout());
+        }
+    }
+    let count = |l| layouts.iter().filter(|is| **is == Some(l)).count();
+    let plain = count(erofs_rs::types::Layout::FlatPlain);
+    let chunks = count(erofs_rs::types::Layout::ChunkBased);
+    assert_eq!((chunks, plain + chunks), (1, layouts.len()));
+}
+
 #[test]
 fn what_mkfs_erofs_writes_is_read() {
     let bench = Bench::new();

@@ -2,6 +2,9 @@
 
 use super::{COMPACT_LEN, EXTENDED_LEN, Layout};
 
+/// Linux has signed offsets.
+const SIZE_MAX: u64 = i64::MAX.unsigned_abs();
+
 /// What an inode says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inode {
@@ -71,7 +74,7 @@ impl Inode {
         if format >> 4 != 0 {
             return None;
         }
-        Some(if extended {
+        let inode = if extended {
             Self {
                 nid,
                 mode,
@@ -101,7 +104,9 @@ impl Inode {
                 ino: word(20)?,
                 place: word(16)?,
             }
-        })
+        };
+        // So that sums of offsets and addresses stay numbers.
+        (inode.size <= SIZE_MAX).then_some(inode)
     }
 
     /// Has it this layout?
