@@ -146,6 +146,8 @@ struct Running {
 pub(super) struct Gauges {
     pub(super) reads: Arc<AtomicU64>,
     pub(super) read_bytes: Arc<AtomicU64>,
+    /// Of the reads, those that were in the page cache when they were tried.
+    pub(super) cached_reads: Arc<AtomicU64>,
     pub(super) writes: Arc<AtomicU64>,
     pub(super) written_bytes: Arc<AtomicU64>,
     pub(super) flushes: Arc<AtomicU64>,
@@ -157,6 +159,7 @@ impl Gauges {
         [
             ("reads", &self.reads),
             ("read_bytes", &self.read_bytes),
+            ("cached_reads", &self.cached_reads),
             ("writes", &self.writes),
             ("written_bytes", &self.written_bytes),
             ("flushes", &self.flushes),

@@ -172,7 +172,9 @@ impl Lane {
         }
         let Request { offset, len, .. } = *request;
         let cached = disk.backing.read_cached(pieces, offset, len);
-        if !cached {
+        if cached {
+            disk.gauges.cached_reads.fetch_add(1, Ordering::Relaxed);
+        } else {
             inline.missed();
         }
         cached

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use super::{Loop, counter, disk, image};
+use super::{Loop, counter, disk, host, image, marked};
 use crate::batch::Test;
 use crate::context::Ctx;
 use crate::ensure;
@@ -19,6 +19,7 @@ const LATER: Duration = Duration::from_secs(110);
 pub(super) const TESTS: &[Test] = &[
     Test::new("blk::fio_verifies_every_engine", fio),
     Test::new("blk::fio_verifies_past_the_cache", fio_direct),
+    Test::new("blk::auto_does_at_once_what_is_cached", cached),
     Test::new("blk::a_pause_under_load_loses_nothing", pause),
     Test::new("blk::a_reboot_under_load_boots_again", reboot),
     Test::new("blk::a_power_cut_keeps_what_was_flushed", power_cut),
@@ -72,6 +73,63 @@ fn fio_direct(ctx: &Ctx) -> Verdict {
         .finish(LATER)?;
     done.expect_code(0)?;
     ensure!(done.facts()?.number::<u32>("errors")? == 0, "I/O errors");
+    Ok(())
+}
+
+/// A mounted file system; gone when this is.
+struct Mounted(std::path::PathBuf);
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg(&self.0).status();
+    }
+}
+
+/// On a disk's file system, where a read waits unless the page cache has it. (The tests' own files are
+/// in memory, where none does.)
+fn cached(ctx: &Ctx) -> Verdict {
+    const READS: u64 = 64;
+    let device = Loop::new(&image(ctx, "ext4", 64)?, &[])?;
+    host("mkfs.ext4", &["-q", &device.path().to_string_lossy()])?;
+    let folder = ctx.path("mounted");
+    fs::create_dir(&folder)?;
+    let (from, to) = (device.path().to_string_lossy(), folder.to_string_lossy());
+    host("mount", &["-t", "ext4", &*from, &*to])?;
+    let mounted = Mounted(folder.clone());
+    let path = folder.join("disk");
+    fs::copy(marked(ctx, "content", 8)?, &path)?;
+    File::open(&path)?.sync_all()?;
+    fs::write("/proc/sys/vm/drop_caches", "1")?;
+    let read =
+        format!("dd if=/dev/vdb of=/dev/null bs=64k count={READS} iflag=direct 2> /dev/null\n");
+    let script = format!(
+        "{read}echo COLD; read -r _\n{read}echo WARM; read -r _\n\
+         fact sum $(dd if=/dev/vdb bs=64k iflag=direct 2> /dev/null | sha256sum | cut -d' ' -f1)\n\
+         {FIO}check --name=rand --filename=/dev/vdb --rw=randwrite --bs=4k --size=512K --iodepth=16\n\
+         fact errors $(dmesg | grep -c 'I/O error' || true)"
+    );
+    let sum = host("sha256sum", &[&*path.to_string_lossy()])?;
+    fs::write("/proc/sys/vm/drop_caches", "1")?;
+    let launch = ctx.script(&script).args(disk(&path, "id=data,engine=auto"));
+    let mut vm = launch.control().spawn()?;
+    vm.wait_for("COLD", SOON)?;
+    let cold = counter(&vm, "data", "cached_reads")?;
+    vm.send(b"\n")?;
+    vm.wait_for("WARM", SOON)?;
+    let warm = counter(&vm, "data", "cached_reads")? - cold;
+    println!("     cached reads: {cold} of a cold disk's, {warm} of {READS} a second time");
+    ensure!(warm >= READS, "{warm} of {READS} reads were done at once");
+    ensure!(
+        counter(&vm, "data", "reads")? > cold + warm,
+        "every read was done at once, also when nothing was cached"
+    );
+    vm.send(b"\n")?;
+    let done = vm.finish(LATER)?;
+    done.expect_code(0)?;
+    let facts = done.facts()?;
+    ensure!(sum.starts_with(facts.get("sum")?), "{sum}");
+    ensure!(facts.number::<u32>("errors")? == 0, "I/O errors");
+    drop(mounted);
     Ok(())
 }
 
