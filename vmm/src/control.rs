@@ -149,6 +149,8 @@ impl Control {
                 Letter::Guest(event) => self.guest_event(event),
                 Letter::DeviceAsks => self.machine.attend_devices(),
                 Letter::EndRequested => self.end(Ended::Stopped),
+                Letter::VcpuFailed { index, error }
+                    if error.is_of_memory() && self.machine.mend(index) => {}
                 Letter::VcpuFailed { index, error } => {
                     self.fail(anyhow::Error::new(error).context(format!("vCPU {index}")));
                 }

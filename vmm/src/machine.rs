@@ -1,5 +1,6 @@
 //! The machine: its RAM, its board, its console, its phase. Owned by the control thread.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -100,7 +101,12 @@ pub(crate) struct Machine {
     started: Instant,
     first_run: Option<Duration>,
     resets: u32,
+    mending: Mending,
 }
+
+/// How many pages had been mended when each vCPU failed last: one that fails again without any having
+/// been mended meanwhile fails for another reason.
+type Mending = BTreeMap<u16, u64>;
 
 /// What was opened at start and is needed again when the guest boots again.
 struct Files {
@@ -197,6 +203,7 @@ impl Machine {
             started,
             first_run: None,
             resets: 0,
+            mending: Mending::default(),
         })
     }
 
@@ -249,6 +256,25 @@ impl Machine {
         }
     }
 
+    /// A vCPU has touched memory that the host cannot provide: mends what devices can mend, and lets it
+    /// run again. `false` if that is of no use.
+    pub(crate) fn mend(&mut self, index: u16) -> bool {
+        let mended = self.files.devices.values().map(|device| device.mend());
+        let mended = mended.fold(0, u64::saturating_add);
+        let seen = self.mending.entry(index).or_default();
+        if *seen == mended {
+            return false;
+        }
+        *seen = mended;
+        if self.phase == Phase::Running {
+            let mut vcpus = self.board.vcpus().iter();
+            if let Some(vcpu) = vcpus.find(|vcpu| vcpu.index() == index) {
+                vcpu.run();
+            }
+        }
+        true
+    }
+
     /// How much memory there is, and may be.
     fn memory(&self) -> MemoryState {
         let boot = self.spec.memory.size;
@@ -284,6 +310,7 @@ impl Machine {
         self.console_events = None;
         self.console().drain(DRAIN_PATIENCE);
         self.letters.clear();
+        self.mending.clear();
         self.ram.recycle()?;
         for device in self.files.devices.values() {
             device.forget_guest(&mut self.ram);

@@ -215,8 +215,9 @@ impl Thread {
             }
             has_run = true;
             if let Some(letter) = self.run() {
-                self.guest.letters.send(letter);
+                // In this order: the control thread may let it run again at once.
                 self.stay_out();
+                self.guest.letters.send(letter);
             } else if self.guest.letters.guest_done() {
                 self.stay_out();
             }

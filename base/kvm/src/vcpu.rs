@@ -59,9 +59,19 @@ pub enum RunError {
         /// Bytes.
         size: u64,
     },
+    /// The same from a host that does not say where.
+    #[error("the host cannot provide guest memory that the guest has touched")]
+    MemoryGone(#[source] io::Error),
     /// An exit nobody asked for.
     #[error("unexpected KVM exit: {0}")]
     Unexpected(String),
+}
+
+impl RunError {
+    /// Whether the vCPU could go on if the memory were there.
+    pub fn is_of_memory(&self) -> bool {
+        matches!(self, Self::MemoryFault { .. } | Self::MemoryGone(_))
+    }
 }
 
 /// A vCPU. Owned by its thread once that runs.
@@ -155,6 +165,7 @@ impl Vcpu {
             Err(e) if e.errno() == libc::EINTR || e.errno() == libc::EAGAIN => {
                 Ok(Exit::Interrupted)
             }
+            Err(e) if e.errno() == libc::EFAULT => Err(RunError::MemoryGone(e.into())),
             Err(e) => Err(RunError::Host(e.into())),
         }
     }

@@ -72,8 +72,8 @@ impl HostWindow {
 
     /// Shows `len` bytes of `file` from `file_offset` at `offset` of the window; all are multiples
     /// of 4 KiB. Writes reach the file if it is `writable`. A guest that touches what lies beyond
-    /// the end of the file, or of a file that somebody shortens, waits for ever or ends with its VM,
-    /// as KVM has it.
+    /// the end of the file, or of a file that somebody shortens, does not get on until something else is
+    /// mapped there.
     pub fn map_file(
         &self,
         offset: u64,

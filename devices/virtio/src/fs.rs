@@ -37,6 +37,7 @@ use server::Server;
 use worker::{Farewell, Worker};
 
 pub use host::{Export, ExportError};
+pub use mapping::Mender;
 
 const DEVICE_TYPE: u16 = 26;
 /// Room for a request of 256 pages without an indirect table.
@@ -104,6 +105,11 @@ impl Fs {
         })
     }
 
+    /// By which the control thread mends the DAX window.
+    pub fn mender(&self) -> Mender {
+        Mender::new(&self.server)
+    }
+
     /// Prepares the calling thread to serve exports. It is done anyway before the first request;
     /// a thread with a system call filter does it before.
     pub fn prepare_thread() -> io::Result<()> {
@@ -139,6 +145,7 @@ impl VirtioModel for Fs {
                 ("nodes", Arc::clone(&gauges.nodes)),
                 ("open_files", Arc::clone(&gauges.handles)),
                 ("dax_granules", Arc::clone(&gauges.mapped)),
+                ("dax_mended", Arc::clone(&gauges.mended)),
             ],
             ..Shape::default()
         }

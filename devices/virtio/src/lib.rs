@@ -40,7 +40,7 @@ pub use blk::{
 };
 pub use console::{Console, PortHandle, PortSink};
 pub use device::{DeviceError, Status, Transition, VirtioDevice};
-pub use fs::{Caching, Export, ExportError, Fs, FsOptions};
+pub use fs::{Caching, Export, ExportError, Fs, FsOptions, Mender};
 pub use limit::{RateLimit, TokenBucket};
 pub use limiter::Limits;
 pub use mem::{Mem, MemChange, MemLevels, MemLink, MemRegion};

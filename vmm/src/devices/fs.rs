@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use testudo_memory::HostWindow;
 use thiserror::Error;
 use virtio_devices::{
-    Caching, Export, ExportError, Fs, FsOptions, IoThread, SpawnError, VirtioModel,
+    Caching, Export, ExportError, Fs, FsOptions, IoThread, Mender, SpawnError, VirtioModel,
 };
 
 use super::{BadDevice, DeviceError, DeviceSpec, HostContext, OpenDevice, Place, Space};
@@ -310,6 +310,7 @@ impl FsSpec {
             spec,
             export: Arc::new(export),
             threads,
+            mender: Mutex::default(),
         })
     }
 }
@@ -340,6 +341,8 @@ struct OpenFs {
     spec: FsSpec,
     export: Arc<Export>,
     threads: Vec<IoThread>,
+    /// Of the model that was made last.
+    mender: Mutex<Option<Mender>>,
 }
 
 impl OpenDevice for OpenFs {
@@ -356,6 +359,13 @@ impl OpenDevice for OpenFs {
         let threads = self.threads.iter().map(IoThread::handle).collect();
         let options = self.spec.options.clone();
         let fs = Fs::new(Arc::clone(&self.export), options, window, threads);
-        Ok(Box::new(fs.map_err(|e| DeviceError::new(&self.spec, e))?))
+        let fs = fs.map_err(|e| DeviceError::new(&self.spec, e))?;
+        *self.mender.lock().unwrap_or_else(PoisonError::into_inner) = Some(fs.mender());
+        Ok(Box::new(fs))
+    }
+
+    fn mend(&self) -> u64 {
+        let mender = self.mender.lock().unwrap_or_else(PoisonError::into_inner);
+        mender.as_ref().map_or(0, Mender::mend)
     }
 }

@@ -106,6 +106,11 @@ pub(crate) trait OpenDevice: Send {
     fn memory(&self) -> Option<Growth> {
         None
     }
+    /// A vCPU has touched memory that is not there: puts something in the place of what has gone of the
+    /// device's own; how many pages that was so far.
+    fn mend(&self) -> u64 {
+        0
+    }
     /// The terminal that the VMM runs on has another size.
     fn window_changed(&self) {}
     /// The VM has ended, its vCPUs stand, and the process is about to exit without taking the device

@@ -14,7 +14,7 @@ use super::table::Table;
 use super::wire;
 
 /// Which file a node is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct Key {
     device: (u32, u32),
     inode: u64,

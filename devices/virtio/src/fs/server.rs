@@ -23,13 +23,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::handle::Handle;
 use super::host::{Export, Identity, Piece};
-use super::mapping::Mappings;
+use super::mapping::{Mappings, Mended};
 use super::node::{Node, Nodes};
 use super::request::Args;
 use super::table::Table;
 use super::wire::{self, InHeader, OutHeader, opcode};
 use super::{Caching, FsOptions};
 use crate::queue::Chain;
+use crate::timer::Timer;
 
 /// Room for the arguments of a request: an extended attribute of 64 KiB, its name, and its
 /// structure. WRITE's data is not copied here.
@@ -121,6 +122,7 @@ pub(super) struct Gauges {
     pub(super) nodes: Arc<AtomicU64>,
     pub(super) handles: Arc<AtomicU64>,
     pub(super) mapped: Arc<AtomicU64>,
+    pub(super) mended: Arc<AtomicU64>,
 }
 
 /// One export and the session of its guest.
@@ -133,6 +135,9 @@ pub(super) struct Server {
     nodes: Mutex<Nodes>,
     handles: Mutex<Table<Arc<Handle>>>,
     pub(super) mappings: Mutex<Mappings>,
+    pub(super) mended: Mended,
+    /// Says when mapped files are to be looked at; there is one with a window.
+    pub(super) look: Option<Timer>,
     pub(super) gauges: Gauges,
 }
 
@@ -156,6 +161,7 @@ impl Server {
         let root = export.root()?;
         // Half of the descriptors for what the guest knows, half for what it has open.
         let limit = options.descriptors / 2;
+        let look = window.as_ref().map(|_| Timer::new()).transpose()?;
         Ok(Self {
             export,
             options,
@@ -164,6 +170,8 @@ impl Server {
             nodes: Mutex::new(Nodes::new(root, limit)),
             handles: Mutex::new(Table::new(limit)),
             mappings: Mutex::default(),
+            mended: Mended::default(),
+            look,
             gauges: Gauges::default(),
         })
     }
@@ -270,7 +278,10 @@ impl Server {
         if self.options.readonly {
             return Err(Errno::ROFS);
         }
-        operation(self, call)
+        let answered = operation(self, call);
+        // Before the guest hears that a file is longer, it can see all of it.
+        self.show_grown();
+        answered
     }
 
     /// Whether this was agreed in INIT.

@@ -1,5 +1,6 @@
 //! A client for tests: requests written into memory by hand, served without a queue.
 
+mod dax;
 mod escapes;
 mod hostile;
 mod operations;

@@ -19,6 +19,9 @@ const BUDGET: u32 = 256;
 /// The driver is told of answers after this long even if there are more requests.
 const PATIENCE: Duration = Duration::from_micros(100);
 
+/// Data of the timer's event; queues have their numbers.
+const LOOK: u32 = u32::MAX;
+
 pub(super) struct Worker {
     server: Arc<Server>,
     desk: Desk,
@@ -94,6 +97,10 @@ impl Worker {
 
 impl MutEventSubscriber for Worker {
     fn process(&mut self, events: Events, ops: &mut EventOps<'_>) {
+        if events.data() == LOOK {
+            self.server.look();
+            return;
+        }
         let Ok(at) = usize::try_from(events.data()) else {
             return;
         };
@@ -120,6 +127,13 @@ impl MutEventSubscriber for Worker {
         if let Err(e) = host::prepare_thread() {
             self.device.needs_reset(&e);
             return;
+        }
+        // One of the workers, the one that has the first queue, watches mapped files.
+        let first = self.queues.iter().any(|queue| queue.index == 0);
+        if let (true, Some(timer)) = (first, &self.server.look)
+            && let Err(e) = ops.add(Events::with_data(timer, LOOK, EventSet::IN))
+        {
+            self.device.needs_reset(&e);
         }
         for (at, queue) in (0..).zip(&self.queues) {
             let added = ops.add(Events::with_data(&*queue.kick, at, EventSet::IN));

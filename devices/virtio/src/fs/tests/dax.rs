@@ -71,7 +71,27 @@ fn a_file_that_others_shorten_has_zeroes_until_it_grows() {
     host.write_all_at(&[6], 70).unwrap();
     client.server.look();
     assert_eq!(seen(&window, in_file(70)), Some(6));
-    client.ask(opcode::DESTROY, 0, &[]).unwrap();
+    // Mapped again, to write, while the guest does not know: zeroes as before; and what it maps anew
+    // behind the end, too. The end of the other file is left alone.
+    let map = |client: &mut Client, node: u64, foffset: u64, moffset: u64| {
+        let args = [u64::MAX, foffset, GRANULE, 3, moffset];
+        client
+            .ask(opcode::SETUPMAPPING, node, &[args.as_bytes()])
+            .unwrap();
+    };
     host.set_len(0).unwrap();
-    assert_eq!(client.server.mend(), gone);
+    client.server.look();
+    map(&mut client, file, 0, GRANULE);
+    map(&mut client, file, GRANULE, 3 * GRANULE);
+    map(&mut client, other, 0, 0);
+    assert_eq!(seen(&window, in_file(70)), Some(0));
+    assert_eq!(seen(&window, 3 * GRANULE + 70), Some(0));
+    assert_eq!(seen(&window, 100 << 10), None);
+    resize(&mut client, file, 2 * GRANULE);
+    host.write_all_at(&[4], GRANULE + 70).unwrap();
+    assert_eq!(seen(&window, 3 * GRANULE + 70), Some(4));
+    client.ask(opcode::DESTROY, 0, &[]).unwrap();
+    let all = client.server.mend();
+    host.set_len(0).unwrap();
+    assert_eq!(client.server.mend(), all);
 }
