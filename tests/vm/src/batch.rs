@@ -55,7 +55,15 @@ pub struct Batch {
 }
 
 /// What runs in labs.
-pub const BATCHES: [Batch; 5] = [
+pub const BATCHES: [Batch; 6] = [
+    Batch {
+        batch: "run",
+        cpus: 1,
+        memory: "3G",
+        hugepages: 0,
+        timeout: 1800,
+        tests: || tests::run::TESTS.to_vec(),
+    },
     Batch {
         batch: "boot",
         cpus: 1,

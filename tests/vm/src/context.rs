@@ -17,6 +17,8 @@ use crate::outcome::Verdict;
 pub struct Images {
     /// The VMM under test.
     pub vmm: PathBuf,
+    /// `testudo`.
+    pub testudo: PathBuf,
     /// Our kernel.
     pub own: Forms,
     /// Debian's cloud kernel as shipped.

@@ -78,6 +78,7 @@ fn images(list: &Path) -> Result<Images> {
         .with_context(|| format!("cannot understand {}", list.display()))?;
     for path in [
         &images.vmm,
+        &images.testudo,
         &images.own.bzimage,
         &images.own.vmlinux,
         &images.stock.bzimage,

@@ -18,6 +18,7 @@ pub(crate) mod memory;
 pub(crate) mod net;
 pub(crate) mod pmem;
 pub(crate) mod ports;
+pub(crate) mod run;
 pub(crate) mod userland;
 pub(crate) mod vhost_user;
 pub(crate) mod vsock;

@@ -77,6 +77,8 @@ fn half_an_hour() -> u64 {
 struct GuestKit {
     /// testudo-vmm, static, profile `lab`.
     vmm: PathBuf,
+    /// testudo, static, profile `release`.
+    testudo: PathBuf,
     /// Our kernel.
     own: KernelForms,
     /// Debian's cloud kernel.
@@ -124,6 +126,7 @@ pub fn run(cache: &Cache, only: &[String], filter: Option<&str>) -> Result<Tally
     let userland = guest::userland(cache)?;
     let guests = GuestKit {
         vmm: workspace::static_binary("testudo-vmm", "testudo-vmm", "release")?,
+        testudo: workspace::static_binary("testudo-cli", "testudo", "release")?,
         own: guest::kernel(cache)?.into(),
         stock: guest::stock(cache)?.into(),
         initramfs: guest::initramfs(cache, Contents::Modules)?,
@@ -201,6 +204,7 @@ fn run_batch(
     let runner = copy(runner, "vm-tests")?;
     let guests = GuestKit {
         vmm: copy(&guests.vmm, "testudo-vmm")?,
+        testudo: copy(&guests.testudo, "testudo")?,
         ..guests.clone()
     };
     let kit_file = out.path.join("guests.json");
