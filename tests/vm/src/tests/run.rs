@@ -2,7 +2,6 @@
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
@@ -29,7 +28,6 @@ pub(crate) const TESTS: &[Test] = &[
     Test::new("run::a_killed_command_leaves_nothing", killed_command),
     Test::new("run::what_is_wrong_is_one_line", wrong),
     Test::new("run::check_tries_a_guest", check),
-    Test::new("run::a_published_port_answers", published).seconds(240),
 ];
 
 /// One test's `testudo`: state, sockets and images of its own.
@@ -631,48 +629,4 @@ fn check(ctx: &Ctx) -> Verdict {
         "{said}"
     );
     Ok(())
-}
-
-/// A process whose host finds a default route, as passt wants one.
-fn published(ctx: &Ctx) -> Verdict {
-    if !PathBuf::from("/usr/bin/passt").exists() {
-        return Err(Outcome::Skipped("passt is not installed".into()));
-    }
-    let set_up = "ip tuntap add upl0 mode tap; ip addr add 10.99.0.1/24 dev upl0; ip link set upl0 up; \
-                  ip route replace default via 10.99.0.2 dev upl0";
-    Command::new("sh").args(["-c", set_up]).status()?;
-    let cli = Cli::new(ctx);
-    let root = cli.root();
-    let serve = "while :; do echo from inside | socat - TCP-LISTEN:80,reuseaddr; done";
-    cli.ok(&[
-        "run",
-        "-d",
-        "--net",
-        "user",
-        "-p",
-        "127.0.0.1:18080:80",
-        "--name",
-        "web",
-        &root,
-        "sh",
-        "-c",
-        serve,
-    ])?;
-    let deadline = Instant::now() + Duration::from_secs(60);
-    let said = loop {
-        let mut said = String::new();
-        if let Ok(mut stream) = std::net::TcpStream::connect("127.0.0.1:18080") {
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-            let _ = std::io::Read::read_to_string(&mut stream, &mut said);
-        }
-        if !said.is_empty() || Instant::now() > deadline {
-            break said;
-        }
-        std::thread::sleep(Duration::from_millis(100));
-    };
-    ensure!(said == "from inside\n", "{said:?}{}", cli.logs());
-    let inside = cli.ok(&["exec", "web", "cat", "/etc/resolv.conf"])?;
-    ensure!(inside.contains("nameserver 10.0.2.3"), "{inside}");
-    cli.ok(&["rm", "--force", "web"])?;
-    cli.nothing_is_left()
 }
