@@ -27,11 +27,14 @@ pub struct Args {
     /// Only steps whose name contains this: "QD32".
     #[arg(long, value_name = "TEXT")]
     step: Option<String>,
+    /// Only our VMM, nothing beside.
+    #[arg(long)]
+    ours: bool,
     /// Measure this build of testudo-vmm. [default: release, static]
     #[arg(long, value_name = "FILE")]
     vmm: Option<PathBuf>,
     /// A shell command to run in the lab beside each step, with $STEP, $PID of the VMM and
-    /// $TESTUDO_LAB_OUT: a profiler. It is killed when the step ends.
+    /// $TESTUDO_LAB_OUT: a profiler. It gets SIGTERM when the step ends.
     #[arg(long, value_name = "COMMAND")]
     beside: Option<String>,
     /// Folder for results. [default: out/perf/devices]
@@ -84,6 +87,9 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         if let Some(value) = value {
             command.extend([flag.to_owned(), value.clone()]);
         }
+    }
+    if args.ours {
+        command.push("--ours".to_owned());
     }
     let spec = LabSpec {
         icount: true,

@@ -87,6 +87,7 @@ mod tests {
         Ran {
             case,
             rows: vec![row(case, step, rate)],
+            hangs: 0,
             failure: None,
         }
     }

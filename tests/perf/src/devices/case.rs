@@ -120,7 +120,8 @@ impl Case {
         if self.compared_with().is_none() {
             words.all(&["run", "--kernel", &kernel, "--initrd", &initramfs]);
             words.all(&["--cmdline", CMDLINE, "--cpus", "1", "--console", "stdio"]);
-            words.pair("--memory", format!("{RAM_MIB}M"));
+            let room = if self == Case::All { ",max=1G" } else { "" };
+            words.pair("--memory", format!("{RAM_MIB}M{room}"));
             words.pair("--disk", format!("path={},ro", kit.userland.display()));
             self.ours(host, &mut words);
         } else {
@@ -169,8 +170,16 @@ impl Case {
                 format!("tag=share,path={},cache=auto", host.share.display()),
             );
         }
+        if !all {
+            // QEMU has none in these cases, and what a guest reports is faulted in again.
+            words.all(&["--balloon", "off"]);
+        }
         if all {
-            words.pair("--balloon", "on".to_owned());
+            words.all(&["--balloon", "on", "--watchdog", "on", "--rng", "on"]);
+            words.pair(
+                "--virtio-console",
+                format!("file:{}", stage("hvc").display()),
+            );
         }
     }
 

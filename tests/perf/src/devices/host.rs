@@ -11,6 +11,7 @@ use std::thread;
 use anyhow::{Context, Result, ensure};
 
 use crate::kit::stage;
+use crate::work::files::{self, Work};
 use crate::work::stream;
 use crate::work::vsock;
 
@@ -39,7 +40,6 @@ pub(crate) fn prepare() -> Result<Host> {
         vsock: stage("vsock"),
     };
     fs::write(&host.disk, pattern(DISK_MIB << 20)).context("cannot make the disk")?;
-    fs::create_dir(&host.share).context("cannot make the share")?;
     tap()?;
     let tcp =
         TcpListener::bind((HOST_ADDRESS, u16::try_from(PORT)?)).context("cannot listen for TCP")?;
@@ -63,6 +63,23 @@ pub(crate) fn prepare() -> Result<Host> {
         Err(error) => println!("perf-devices: cannot listen on vsock: {error}"),
     }
     Ok(host)
+}
+
+impl Host {
+    /// Empties the shared folder and does this in it.
+    pub(crate) fn fill_share(&self, with: Option<(Work, u64)>) -> Result<()> {
+        let again = || -> std::io::Result<()> {
+            if self.share.exists() {
+                fs::remove_dir_all(&self.share)?;
+            }
+            fs::create_dir(&self.share)?;
+            if let Some((work, amount)) = with {
+                files::run(&self.share, work, amount)?;
+            }
+            Ok(())
+        };
+        again().context("cannot fill the shared folder")
+    }
 }
 
 fn serve(mut stream: impl std::io::Read + std::io::Write + Send + 'static) {

@@ -21,6 +21,7 @@
 
 mod bars;
 mod case;
+mod hang;
 mod host;
 mod kit;
 mod report;
@@ -64,12 +65,15 @@ struct Run {
     #[arg(long, value_delimiter = ',')]
     only: Vec<Group>,
     /// Before each step run this in a shell, with its name in $STEP, the VMM's process in $PID, and
-    /// kill it after the step: a profiler.
+    /// tell it to end after the step: a profiler.
     #[arg(long)]
     beside: Option<String>,
     /// Only steps whose name contains this.
     #[arg(long, default_value = "")]
     step: String,
+    /// Only our VMM.
+    #[arg(long)]
+    ours: bool,
 }
 
 fn main() -> Result<()> {
@@ -90,6 +94,9 @@ fn run(args: &Run) -> Result<()> {
             continue;
         }
         for case in case::cases(group).iter().copied() {
+            if args.ours && case.compared_with().is_some() {
+                continue;
+            }
             let wanted = session::Wanted {
                 beside: args.beside.as_deref(),
                 step: &args.step,

@@ -5,7 +5,6 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
@@ -15,6 +14,7 @@ use testudo_lab::cpio::Cpio;
 use testudo_perf::memory;
 
 use crate::case::{Case, RAM_MIB, daemon_socket};
+use crate::hang::{self, Watch};
 use crate::host::Host;
 use crate::kit::{Kit, stage};
 use crate::steps::{self, Done, IDLE, Step};
@@ -22,6 +22,8 @@ use crate::usage::{Cgroup, Snapshot, Spent};
 
 /// A case that takes longer hangs. Virtual time in a lab with `--icount`.
 const LIMIT: Duration = Duration::from_secs(90);
+/// Hangs of one case until it is given up.
+const HANGS: u32 = 12;
 /// When an idle VMM has settled.
 const SETTLED: Duration = Duration::from_secs(2);
 
@@ -52,6 +54,8 @@ pub(crate) struct Row {
 pub(crate) struct Ran {
     pub(crate) case: Case,
     pub(crate) rows: Vec<Row>,
+    /// Guests that hung; the steps that were left were taken by another.
+    pub(crate) hangs: u32,
     pub(crate) failure: Option<String>,
 }
 
@@ -59,18 +63,53 @@ pub(crate) fn run(kit: &Kit, host: &Host, case: Case, wanted: &Wanted<'_>, out: 
     let mut ran = Ran {
         case,
         rows: Vec::new(),
+        hangs: 0,
         failure: None,
     };
-    let mut said = String::new();
-    if let Err(error) = measure(kit, host, wanted, &mut ran, &mut said) {
-        let failure = format!("{error:#}");
-        println!("{}: FAILED: {failure}", case.name());
-        ran.failure = Some(failure);
-    }
+    let steps: Vec<&'static Step> = steps::steps(case.group())
+        .iter()
+        .filter(|s| s.name.contains(wanted.step))
+        .collect();
     let name = case.name().replace([' ', ',', '='], "-");
-    let _ = fs::write(out.join(format!("{name}.console")), said);
-    let _ = fs::copy(errors(), out.join(format!("{name}.stderr")));
+    while let Some(left) = steps.get(ran.rows.len()..).filter(|left| !left.is_empty()) {
+        let before = ran.rows.len();
+        let mut said = String::new();
+        let ended = measure(kit, host, wanted, left, &mut ran, &mut said);
+        let _ = fs::write(out.join(format!("{name}.console")), said);
+        let _ = fs::copy(errors(), out.join(format!("{name}.stderr")));
+        match ended {
+            Ok(Ended::Hung) if ran.hangs < HANGS => {
+                println!("{}: the guest hung (see `hang`), anew", case.name());
+                ran.hangs += 1;
+            }
+            Ok(Ended::Hung) => {
+                ran.failure = Some(format!("the guest hung {HANGS} times"));
+                break;
+            }
+            Ok(Ended::Whole) if ran.rows.len() > before => {}
+            Ok(Ended::Whole) => {
+                ran.failure = Some("the guest took no step".to_owned());
+                break;
+            }
+            Err(error) => {
+                ran.failure = Some(format!("{error:#}"));
+                break;
+            }
+        }
+    }
+    if let Some(failure) = &ran.failure {
+        println!("{}: FAILED: {failure}", case.name());
+    }
     ran
+}
+
+/// How a VMM ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Its guest took all steps.
+    Whole,
+    /// Its guest hung and it was killed, or panicked: a fault of the emulated host, see `hang`.
+    Hung,
 }
 
 fn errors() -> PathBuf {
@@ -87,15 +126,33 @@ impl Drop for Killed {
     }
 }
 
+/// What goes along with a step. It is told to end after it, so that a profiler writes what it has.
+struct Beside(Killed);
+
+impl Drop for Beside {
+    fn drop(&mut self) {
+        let pid = rustix::process::Pid::from_child(&self.0.0);
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        for _ in 0..1000 {
+            if !matches!(self.0.0.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
 fn measure(
     kit: &Kit,
     host: &Host,
     wanted: &Wanted<'_>,
+    steps: &[&'static Step],
     ran: &mut Ran,
     said: &mut String,
-) -> Result<()> {
+) -> Result<Ended> {
     let case = ran.case;
-    let initramfs = initramfs(kit, &steps::script(case.group(), wanted.step))?;
+    let initramfs = initramfs(kit, &steps::script(case.group(), steps))?;
+    host.fill_share(steps.first().and_then(|s| s.needs))?;
     let stderr = File::create(errors()).context("cannot create a file for errors")?;
     let cgroup = Cgroup::new()?;
     let _daemon = daemon(kit, host, case, &cgroup, &stderr)?;
@@ -113,11 +170,12 @@ fn measure(
         .with_context(|| format!("cannot start {}", program.display()))?;
     let mut vmm = Killed(child);
     cgroup.take(vmm.0.id())?;
-    let ended = watch(vmm.0.id());
+    let watch = Watch::begin(vmm.0.id(), LIMIT);
     let mut guest = Guest {
         pid: vmm.0.id(),
         to: vmm.0.stdin.take().context("no stdin")?,
         cgroup: &cgroup,
+        watch: &watch,
         wanted,
         step: None,
     };
@@ -133,7 +191,9 @@ fn measure(
         }
     }
     let status = vmm.0.wait().context("cannot wait for the VMM")?;
-    drop(ended);
+    if watch.hung() || hang::panicked(said) {
+        return Ok(Ended::Hung);
+    }
     let complaint = fs::read_to_string(errors()).unwrap_or_default();
     let complaint = complaint.lines().next().unwrap_or("it said nothing");
     let failed = said.lines().find(|l| l.starts_with("FAILED "));
@@ -141,24 +201,8 @@ fn measure(
         (_, Some(line)) => bail!("the guest said: {line}"),
         (false, None) => bail!("{status}: {complaint}"),
         (true, None) if !said.contains("SCRIPT end") => bail!("the guest ended early: {complaint}"),
-        _ => Ok(()),
+        _ => Ok(Ended::Whole),
     }
-}
-
-/// Kills the process when its time has passed, unless what it returns is dropped before.
-fn watch(pid: u32) -> mpsc::Sender<()> {
-    let (ended, waiting) = mpsc::channel();
-    thread::spawn(move || {
-        if waiting.recv_timeout(LIMIT) == Err(mpsc::RecvTimeoutError::Timeout) {
-            let pid = i32::try_from(pid)
-                .ok()
-                .and_then(rustix::process::Pid::from_raw);
-            if let Some(pid) = pid {
-                let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
-            }
-        }
-    });
-    ended
 }
 
 /// The kit's initramfs with this script, and this very program as the guest's tool.
@@ -213,13 +257,14 @@ struct Current {
     step: &'static Step,
     begun: Snapshot,
     done: Option<Done>,
-    beside: Option<Killed>,
+    beside: Option<Beside>,
 }
 
 struct Guest<'a> {
     pid: u32,
     to: ChildStdin,
     cgroup: &'a Cgroup,
+    watch: &'a Watch,
     wanted: &'a Wanted<'a>,
     step: Option<Current>,
 }
@@ -228,6 +273,7 @@ impl Guest<'_> {
     /// Takes a line of the console. A step that ends makes a row.
     fn hear(&mut self, case: Case, line: &str) -> Result<Option<Row>> {
         if let Some(name) = line.strip_prefix("READY ") {
+            self.watch.booted();
             let step = steps::steps(case.group()).iter().find(|s| s.name == name);
             let step =
                 step.with_context(|| format!("the guest begins {name}, which is no step"))?;
@@ -279,7 +325,7 @@ impl Guest<'_> {
             .context("the guest hears nothing")
     }
 
-    fn beside(&self, command: &str, step: &str) -> Result<Killed> {
+    fn beside(&self, command: &str, step: &str) -> Result<Beside> {
         let child = Command::new("/bin/sh")
             .args(["-c", &format!("exec {command}")])
             .env("STEP", step.replace([' ', '/', ','], "-"))
@@ -287,8 +333,8 @@ impl Guest<'_> {
             .spawn()
             .context("cannot start a shell")?;
         // It has its own start to get over.
-        thread::sleep(Duration::from_millis(500));
-        Ok(Killed(child))
+        thread::sleep(Duration::from_secs(2));
+        Ok(Beside(Killed(child)))
     }
 }
 

@@ -6,6 +6,7 @@
 
 use crate::case::Group;
 use crate::host::{GUEST_ADDRESS, HOST_ADDRESS, PORT};
+use crate::work::files::Work;
 
 /// In what a step's rate is told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +36,8 @@ pub(crate) struct Step {
     pub(crate) unit: Unit,
     /// Not measured: whatever makes the work as hard as it shall be.
     before: &'static str,
+    /// What has to be in the shared folder when a guest begins with this step.
+    pub(crate) needs: Option<(Work, u64)>,
     /// In bash, closing with RESULT or with fio's terse line.
     work: &'static str,
     /// Ours by QEMU's has to reach this.
@@ -46,6 +49,7 @@ const fn step(name: &'static str, unit: Unit, work: &'static str) -> Step {
         name,
         unit,
         before: ":",
+        needs: None,
         work,
         bar: 1.0,
     }
@@ -57,6 +61,11 @@ const QUICKER: f64 = 1.2;
 impl Step {
     const fn after(mut self, before: &'static str) -> Step {
         self.before = before;
+        self
+    }
+
+    const fn needs(mut self, work: Work, amount: u64) -> Step {
+        self.needs = Some((work, amount));
         self
     }
 
@@ -102,14 +111,20 @@ const VSOCK: &[Step] = &[
 const FS: &[Step] = &[
     step("create", Unit::PerSecond, "files create 1000").bar(QUICKER),
     step("stat, cold", Unit::PerSecond, "files stat 1000")
+        .needs(Work::Create, 1000)
         .after(COLD)
         .bar(QUICKER),
     step("open and read 4k, cold", Unit::PerSecond, "files open 1000")
+        .needs(Work::Create, 1000)
         .after(COLD)
         .bar(QUICKER),
-    step("unlink", Unit::PerSecond, "files unlink 1000").bar(QUICKER),
+    step("unlink", Unit::PerSecond, "files unlink 1000")
+        .needs(Work::Create, 1000)
+        .bar(QUICKER),
     step("write 1M", Unit::Megabytes, "files write 67108864"),
-    step("read 1M, cold", Unit::Megabytes, "files read 67108864").after(COLD),
+    step("read 1M, cold", Unit::Megabytes, "files read 67108864")
+        .needs(Work::Write, 67_108_864)
+        .after(COLD),
 ];
 /// The host does this one's measuring.
 pub(crate) const IDLE: &str = "PSS without guest RAM";
@@ -125,8 +140,8 @@ pub(crate) fn steps(group: Group) -> &'static [Step] {
     }
 }
 
-/// The script for the guest, with the steps whose names contain this.
-pub(crate) fn script(group: Group, only: &str) -> String {
+/// The script for the guest that takes these steps of the group.
+pub(crate) fn script(group: Group, steps: &[&Step]) -> String {
     let mut text = String::from(PRELUDE);
     text.push_str(&match group {
         // Reads fio and what it needs from the userland's disk.
@@ -141,11 +156,12 @@ pub(crate) fn script(group: Group, only: &str) -> String {
         ),
         Group::Fs => "mkdir /mnt/share\nmount -t virtiofs share /mnt/share\n\
              files() { \"$tool\" work files /mnt/share \"$@\"; }\n\
-             files create 10 > /dev/null; files unlink 10 > /dev/null\n"
+             mkdir /mnt/share/warm; \"$tool\" work files /mnt/share/warm create 10 > /dev/null\n\
+             rm -r /mnt/share/warm\n"
             .to_owned(),
         Group::Pss => "sleep 2\n".to_owned(),
     });
-    for step in steps(group).iter().filter(|s| s.name.contains(only)) {
+    for step in steps {
         text.push_str(&format!(
             "{}\nstep '{}' {}\n",
             step.before, step.name, step.work
@@ -239,6 +255,7 @@ mod tests {
                 step.name
             );
         }
-        assert!(script(Group::Blk, "QD32").matches("\nstep '").count() == 2);
+        let two: Vec<&Step> = steps(Group::Blk).iter().take(2).collect();
+        assert_eq!(script(Group::Blk, &two).matches("\nstep '").count(), 2);
     }
 }

@@ -88,7 +88,7 @@ fn usage(stat: &str) -> Option<u64> {
 }
 
 /// Field 43 of proc(5)'s stat, counted behind the name, which may hold anything.
-fn guest_ticks(stat: &str) -> Option<u64> {
+pub(crate) fn guest_ticks(stat: &str) -> Option<u64> {
     let (_, rest) = stat.rsplit_once(") ")?;
     rest.split(' ').nth(43 - 3)?.parse().ok()
 }

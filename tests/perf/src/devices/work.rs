@@ -1,6 +1,6 @@
 //! One step's work, done in the guest: `perf-devices work …`. It closes with `RESULT units nanoseconds`.
 
-mod files;
+pub(crate) mod files;
 pub(crate) mod stream;
 pub(crate) mod vsock;
 
