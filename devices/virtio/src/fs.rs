@@ -12,7 +12,9 @@
 mod attr;
 mod dir;
 mod file;
+mod forgets;
 mod handle;
+mod hints;
 mod host;
 mod mapping;
 mod names;
@@ -32,6 +34,7 @@ use testudo_memory::HostWindow;
 use crate::model::{
     ActivateError, Activated, Queues, SavedState, Shape, SharedMemory, VirtioModel,
 };
+use crate::timer::Timer;
 use crate::worker::{Attachment, IoHandle};
 use server::Server;
 use worker::{Farewell, Worker};
@@ -82,6 +85,7 @@ pub struct FsOptions {
 pub struct Fs {
     threads: Vec<IoHandle>,
     server: Arc<Server>,
+    timer: Arc<Timer>,
     running: Vec<Attachment<Worker>>,
     /// A session may have begun.
     used: bool,
@@ -89,7 +93,7 @@ pub struct Fs {
 
 impl Fs {
     /// Serves `export`, with a request queue for each of `threads`, of which there is at least
-    /// one, and with a DAX window if one is given. Opens nothing.
+    /// one, and with a DAX window if one is given. Opens a timer and nothing else.
     pub fn new(
         export: Arc<Export>,
         options: FsOptions,
@@ -100,6 +104,7 @@ impl Fs {
         Ok(Self {
             threads,
             server: Arc::new(server),
+            timer: Arc::new(Timer::new()?),
             running: Vec::new(),
             used: false,
         })
@@ -173,7 +178,8 @@ impl VirtioModel for Fs {
             let (mine, others) = on.queues.into_iter().partition(|q| here(q.index));
             on.queues = others;
             let server = Arc::clone(&self.server);
-            let worker = Worker::new(server, mine, on.ram.clone(), on.device.clone());
+            let timer = Arc::clone(&self.timer);
+            let worker = Worker::new(server, mine, timer, on.ram.clone(), on.device.clone());
             let attached = thread.attach(worker).map_err(|e| ActivateError::Host {
                 what: "a worker of the file system cannot be attached",
                 source: Box::new(e),

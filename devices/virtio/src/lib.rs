@@ -45,8 +45,8 @@ pub use limit::{RateLimit, TokenBucket};
 pub use limiter::Limits;
 pub use mem::{Mem, MemChange, MemLevels, MemLink, MemRegion};
 pub use model::{
-    ActivateError, Activated, ActiveQueue, Queues, SavedState, Shape, SharedMemory, VirtioModel,
-    features,
+    ActivateError, Activated, ActiveQueue, KICKED, Queues, SavedState, Shape, SharedMemory,
+    VirtioModel, features,
 };
 pub use net::{
     Net, NetPort, PortSettings, VhostError, VhostMemory, VhostNet, Way, Wire, WireError, attach_tap,

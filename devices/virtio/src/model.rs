@@ -16,6 +16,7 @@ use std::error::Error as StdError;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use event_manager::EventSet;
 use testudo_memory::{HostWindow, RamHandle};
 use thiserror::Error;
 use vmm_sys_util::eventfd::EventFd;
@@ -127,13 +128,17 @@ impl Activated {
     }
 }
 
+/// How a kick is watched. Each kick is an event of its own, so that nobody needs to read it, which would be a
+/// system call a request. One that nobody has seen yet is an event when it is first watched.
+pub const KICKED: EventSet = EventSet::IN.union(EventSet::EDGE_TRIGGERED);
+
 /// One queue at work.
 pub struct ActiveQueue {
     /// Its number.
     pub index: u16,
     /// The rings.
     pub queue: VirtQueue,
-    /// Readable when the driver made buffers available; non-blocking.
+    /// Signalled when the driver made buffers available; non-blocking. Watch it with [`KICKED`].
     pub kick: Arc<EventFd>,
     /// To interrupt the driver; [`VirtQueue::notify`] does it when the driver wants it.
     pub interrupt: QueueInterrupt,

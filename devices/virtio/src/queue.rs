@@ -313,6 +313,36 @@ impl VirtQueue {
         Ok(self.queue.enable_notification(ram)?)
     }
 
+    /// Whether [`Self::postpone_kicks`] does anything.
+    pub fn can_postpone_kicks(&self) -> bool {
+        self.queue.event_idx_enabled()
+    }
+
+    /// Asks for a kick only when `chains` more are available (virtio 1.2 §2.7.10); `true` if they are already,
+    /// and then bring none. Fewer bring none either: whoever calls this looks by himself after a while.
+    /// Without EVENT_IDX the driver goes on kicking for each.
+    pub fn postpone_kicks(&mut self, ram: &RamView, chains: u16) -> Result<bool, QueueFault> {
+        if !self.can_postpone_kicks() {
+            return Ok(false);
+        }
+        let chains = chains.clamp(1, self.size().max(1));
+        let next = self.queue.next_avail();
+        let [_, _, device] = setup::area_lengths(self.queue.size());
+        // avail_event is what the used ring ends with.
+        let at = u64::try_from(device)
+            .ok()
+            .and_then(|len| len.checked_sub(2));
+        let at = at.and_then(|len| self.queue.used_ring().checked_add(len));
+        let at = at.ok_or(virtio_queue::Error::AddressOverflow)?;
+        let mark = next.wrapping_add(chains.wrapping_sub(1));
+        ram.store(mark.to_le(), GuestAddress(at), Ordering::Relaxed)
+            .map_err(virtio_queue::Error::GuestMemory)?;
+        // The mark is visible before the driver's index is read; the driver does it the other way round.
+        fence(Ordering::SeqCst);
+        let available = self.queue.avail_idx(ram, Ordering::Acquire)?.0;
+        Ok(available.wrapping_sub(next) >= chains)
+    }
+
     /// The next position to be looked at in the available ring, and to be filled in the used ring.
     pub fn positions(&self) -> (u16, u16) {
         (self.queue.next_avail(), self.queue.next_used())

@@ -12,7 +12,7 @@ use vm_memory::GuestAddressSpace;
 use super::disk::{Disk, Switch};
 use super::lane::Lane;
 use super::request::Request;
-use crate::model::ActiveQueue;
+use crate::model::{ActiveQueue, KICKED};
 use crate::queue::QueueFault;
 use crate::signal::DeviceEvents;
 
@@ -173,10 +173,6 @@ impl Worker {
             }
             number => {
                 let number = usize::try_from(number).unwrap_or(usize::MAX);
-                if let Some(queue) = self.queues.get(number) {
-                    // Somebody else may have taken the event.
-                    let _ = queue.kick.read();
-                }
                 self.serve(number, ram)
             }
         }
@@ -203,7 +199,8 @@ impl Worker {
 impl MutEventSubscriber for Worker {
     fn init(&mut self, ops: &mut EventOps<'_>) {
         for (fd, data) in self.interests() {
-            if let Err(e) = ops.add(Events::with_data_raw(fd, data, EventSet::IN)) {
+            let how = if data < RING { KICKED } else { EventSet::IN };
+            if let Err(e) = ops.add(Events::with_data_raw(fd, data, how)) {
                 self.device
                     .needs_reset(&std::io::Error::other(format!("event loop: {e}")));
             }

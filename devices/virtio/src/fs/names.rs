@@ -6,6 +6,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, RenameFlags, Statx};
 use rustix::io::Errno;
 
 use super::handle::Handle;
+use super::hints::Tag;
 use super::host::FdName;
 use super::node::{Key, Node};
 use super::request::Name;
@@ -82,8 +83,15 @@ impl Server {
     pub(super) fn lookup(&self, call: &mut Call<'_>) -> Answered {
         let parent = self.node(call.header.nodeid)?;
         let name = call.args.name()?;
-        match self.enter(&parent, name, true) {
-            Ok((nodeid, stat)) => Ok(call.put(&self.entry(&parent, nodeid, &stat))),
+        let tag = Tag::of(call.header.nodeid, name.as_c_str().to_bytes());
+        let expected = self.with_nodes(|nodes| nodes.hints.has(tag));
+        match self.enter(&parent, name, expected) {
+            Ok((nodeid, stat)) => {
+                if !expected {
+                    self.with_nodes(|nodes| nodes.hints.remember(tag));
+                }
+                Ok(call.put(&self.entry(&parent, nodeid, &stat)))
+            }
             // That there is nothing is as good for as long as what there is.
             Err(Errno::NOENT) if self.validity() != 0 => Ok(call.put(&EntryOut {
                 entry_valid: self.validity(),
@@ -261,6 +269,8 @@ impl Server {
         let parent = self.node(call.header.nodeid)?;
         let name = call.args.name()?;
         rustix::fs::unlinkat(&parent, name.as_c_str(), flags)?;
+        let tag = Tag::of(call.header.nodeid, name.as_c_str().to_bytes());
+        self.with_nodes(|nodes| nodes.hints.forget(tag));
         Ok(Answer::Built)
     }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::fs::{FileType, Statx};
 
+use super::hints::Hints;
 use super::table::Table;
 use super::wire;
 
@@ -80,6 +81,8 @@ pub(super) struct Nodes {
     root: Arc<Node>,
     table: Table<Known>,
     by_key: HashMap<Key, u64>,
+    /// What lookups found.
+    pub(super) hints: Hints,
     limit: usize,
 }
 
@@ -89,6 +92,7 @@ impl Nodes {
             root: Arc::new(root),
             table: Table::new(limit),
             by_key: HashMap::new(),
+            hints: Hints::new(),
             limit,
         }
     }
@@ -156,6 +160,7 @@ impl Nodes {
     /// Everything but the root, to be dropped.
     #[must_use]
     pub(super) fn clear(&mut self) -> impl Sized + use<> {
+        self.hints = Hints::new();
         // With the same hasher: a new one would ask the kernel for randomness.
         self.by_key = HashMap::with_hasher(self.by_key.hasher().clone());
         std::mem::replace(&mut self.table, Table::new(self.limit))

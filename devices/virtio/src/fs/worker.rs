@@ -8,24 +8,32 @@ use event_manager::{EventOps, EventSet, Events, MutEventSubscriber};
 use testudo_memory::{RamHandle, RamView};
 use vm_memory::GuestAddressSpace;
 
+use super::forgets::Forgets;
 use super::host;
 use super::server::{Desk, Server};
-use crate::model::ActiveQueue;
+use crate::model::{ActiveQueue, KICKED};
 use crate::queue::QueueFault;
 use crate::signal::DeviceEvents;
+use crate::timer::Timer;
 
+/// The queue that is called hiprio: FORGETs come by it.
+const FORGETS: u16 = 0;
+/// What an event of the timer is told by; a place of a queue is less.
+const TIMER: u32 = u32::MAX;
 /// Requests served per kick before the thread looks at its other queues.
 const BUDGET: u32 = 256;
 /// The driver is told of answers after this long even if there are more requests.
 const PATIENCE: Duration = Duration::from_micros(100);
 
 /// Data of the timer's event; queues have their numbers.
-const LOOK: u32 = u32::MAX;
+const LOOK: u32 = u32::MAX - 1;
 
 pub(super) struct Worker {
     server: Arc<Server>,
     desk: Desk,
     queues: Vec<ActiveQueue>,
+    /// Where the queue of FORGETs is this thread's.
+    forgets: Option<Forgets>,
     ram: RamHandle,
     device: DeviceEvents,
 }
@@ -34,13 +42,16 @@ impl Worker {
     pub(super) fn new(
         server: Arc<Server>,
         queues: Vec<ActiveQueue>,
+        timer: Arc<Timer>,
         ram: RamHandle,
         device: DeviceEvents,
     ) -> Self {
+        let forgets = queues.iter().any(|q| q.index == FORGETS);
         Self {
             server,
             desk: Desk::new(),
             queues,
+            forgets: forgets.then(|| Forgets::new(timer)),
             ram,
             device,
         }
@@ -93,6 +104,20 @@ impl Worker {
         queue.queue.notify(ram)?;
         Ok(budget == 0)
     }
+
+    /// If that is the queue of FORGETs, decides when it is looked at next.
+    fn look_later(&mut self, at: usize, expired: bool) -> Result<bool, QueueFault> {
+        let queue = self.queues.get_mut(at).filter(|q| q.index == FORGETS);
+        let (Some(forgets), Some(queue)) = (&mut self.forgets, queue) else {
+            return Ok(false);
+        };
+        let view = self.ram.memory();
+        if expired {
+            forgets.expired(&mut queue.queue, &view)
+        } else {
+            forgets.kicked(&mut queue.queue, &view)
+        }
+    }
 }
 
 impl MutEventSubscriber for Worker {
@@ -101,24 +126,36 @@ impl MutEventSubscriber for Worker {
             self.server.look();
             return;
         }
-        let Ok(at) = usize::try_from(events.data()) else {
+        let expired = events.data() == TIMER;
+        if expired && let Some(forgets) = &self.forgets {
+            forgets.timer.take();
+        }
+        let at = match usize::try_from(events.data()) {
+            Ok(at) if !expired => Some(at),
+            _ => self.queues.iter().position(|q| q.index == FORGETS),
+        };
+        let Some(at) = at else {
             return;
         };
-        let Some(kick) = self.queues.get(at).map(|queue| Arc::clone(&queue.kick)) else {
+        let done = self.pass(at).and_then(|more| {
+            if more {
+                return Ok(true);
+            }
+            self.look_later(at, expired)
+        });
+        let Some(queue) = self.queues.get(at) else {
             return;
         };
-        // Level-triggered and non-blocking: a kick that comes later is another event.
-        let _ = kick.read();
-        match self.pass(at) {
+        match done {
             Ok(false) => {}
             Ok(true) => {
-                if let Err(e) = kick.write(1) {
+                if let Err(e) = queue.kick.write(1) {
                     log::debug!("virtio-fs: kick of its own: {e}");
                 }
             }
             Err(e) => {
                 self.device.needs_reset(&e);
-                let _ = ops.remove(Events::new(&*kick, EventSet::IN));
+                let _ = ops.remove(Events::new(&*queue.kick, KICKED));
             }
         }
     }
@@ -135,8 +172,13 @@ impl MutEventSubscriber for Worker {
         {
             self.device.needs_reset(&e);
         }
+        if let Some(forgets) = &self.forgets
+            && let Err(e) = ops.add(Events::with_data(&*forgets.timer, TIMER, EventSet::IN))
+        {
+            self.device.needs_reset(&e);
+        }
         for (at, queue) in (0..).zip(&self.queues) {
-            let added = ops.add(Events::with_data(&*queue.kick, at, EventSet::IN));
+            let added = ops.add(Events::with_data(&*queue.kick, at, KICKED));
             if let Err(e) = added {
                 self.device.needs_reset(&e);
             }

@@ -15,7 +15,7 @@ use super::control::Control;
 use super::rx::{End, Rx};
 use super::shared::{Begin, Lane, Shared};
 use super::tx::Tx;
-use crate::model::ActiveQueue;
+use crate::model::{ActiveQueue, KICKED};
 use crate::queue::QueueFault;
 use crate::signal::DeviceEvents;
 use crate::timer::Timer;
@@ -132,15 +132,8 @@ impl Worker {
     /// One event.
     fn handle(&mut self, events: Events) -> Result<(), QueueFault> {
         match events.data() {
-            // Level-triggered and non-blocking: a kick that comes later is another event.
-            RX_KICK => {
-                let _ = self.rx.queue.kick.read();
-                self.receive()
-            }
-            TX_KICK => {
-                let _ = self.tx.queue.kick.read();
-                self.transmit()
-            }
+            RX_KICK => self.receive(),
+            TX_KICK => self.transmit(),
             RX_TIMER => {
                 self.lane.rx_timer.take();
                 self.receive()
@@ -219,8 +212,8 @@ impl Worker {
 
     fn register(&self, ops: &mut EventOps<'_>) -> Result<(), event_manager::Error> {
         let on = EventSet::IN;
-        ops.add(Events::with_data(&*self.rx.queue.kick, RX_KICK, on))?;
-        ops.add(Events::with_data(&*self.tx.queue.kick, TX_KICK, on))?;
+        ops.add(Events::with_data(&*self.rx.queue.kick, RX_KICK, KICKED))?;
+        ops.add(Events::with_data(&*self.tx.queue.kick, TX_KICK, KICKED))?;
         ops.add(Events::with_data(&self.lane.wake, WAKE, on))?;
         ops.add(Events::with_data(&self.lane.rx_timer, RX_TIMER, on))?;
         ops.add(Events::with_data(&self.lane.tx_timer, TX_TIMER, on))?;

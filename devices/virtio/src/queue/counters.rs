@@ -31,6 +31,11 @@ impl QueueCounters {
         counter.fetch_add(by, Ordering::Relaxed);
     }
 
+    /// Well-formed chains taken, for whoever decides by their rate.
+    pub(crate) fn taken(&self) -> u64 {
+        self.chains.load(Ordering::Relaxed)
+    }
+
     /// All of them by name.
     pub fn read(&self) -> [(&'static str, u64); 8] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

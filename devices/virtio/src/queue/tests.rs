@@ -275,6 +275,25 @@ fn kicks_are_paused_and_resumed_by_flag_and_by_index() {
 }
 
 #[test]
+fn a_postponed_kick_comes_with_the_chain_it_was_asked_for() {
+    let mut bench = Bench::new(8, features::EVENT_IDX);
+    bench.offer(0);
+    let chain = bench.pop();
+    bench.push(chain, 0);
+    assert!(bench.queue.can_postpone_kicks());
+    assert!(!bench.queue.postpone_kicks(&bench.ram, 4).unwrap());
+    // avail_event closes the used ring: the driver kicks when its index goes past 4.
+    assert_eq!(get_u16(&bench.ram, bench.areas.used + 4 + 8 * 8), 4);
+    for head in 1..4 {
+        bench.offer(head);
+        assert!(!bench.queue.postpone_kicks(&bench.ram, 4).unwrap());
+    }
+    bench.offer(4);
+    assert!(bench.queue.postpone_kicks(&bench.ram, 4).unwrap());
+    assert!(!Bench::new(8, 0).queue.can_postpone_kicks());
+}
+
+#[test]
 fn indices_wrap() {
     let mut bench = Bench::new(2, features::EVENT_IDX);
     for _ in 0..0x1_0010_u32 {

@@ -28,7 +28,7 @@ use super::Gauges;
 use super::host::VsockHost;
 use super::packet::Header;
 use super::session::Session;
-use crate::model::Queues;
+use crate::model::{KICKED, Queues};
 use crate::queue::QueueFault;
 use crate::timer::Timer;
 use connections::Connections;
@@ -157,7 +157,7 @@ impl Worker {
                 let _ = ops.remove(Events::with_data(&*kick, data, EventSet::IN));
             }
             for (data, kick) in wanted {
-                match ops.add(Events::with_data(&*kick, data, EventSet::IN)) {
+                match ops.add(Events::with_data(&*kick, data, KICKED)) {
                     Ok(()) => self.watched.push((data, kick)),
                     Err(e) => self.needs_reset(&e),
                 }
@@ -280,18 +280,8 @@ impl MutEventSubscriber for Worker {
                 self.rewatch(ops);
                 self.work(ops, true);
             }
-            TX => {
-                if let Some(session) = &self.session {
-                    let _ = session.tx.kick.read();
-                }
-                self.work(ops, true);
-            }
-            RX => {
-                if let Some(session) = &self.session {
-                    let _ = session.rx.kick.read();
-                }
-                self.work(ops, false);
-            }
+            TX => self.work(ops, true),
+            RX => self.work(ops, false),
             LISTENER => {
                 self.connections.accept(&self.host, ops);
                 self.work(ops, false);
