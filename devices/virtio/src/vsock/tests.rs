@@ -280,6 +280,32 @@ fn the_host_connects_and_both_talk() {
     guest.wait_streams(0);
 }
 
+/// A read ends behind bytes that a descriptor came with: that it was short does not say that no more is there.
+#[test]
+fn bytes_behind_a_descriptor_arrive() {
+    use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+    let mut guest = Guest::new(4);
+    let (client, request) = guest.dialled(1024);
+    let descriptors = [std::os::fd::AsFd::as_fd(&client)];
+    let mut space = [std::mem::MaybeUninit::uninit(); 64];
+    for bytes in [b"one ", b"two ", b"end."] {
+        let mut with = SendAncillaryBuffer::new(&mut space);
+        assert!(with.push(SendAncillaryMessage::ScmRights(&descriptors)));
+        let bytes = [std::io::IoSlice::new(bytes)];
+        sendmsg(&client, &bytes, &mut with, SendFlags::empty()).unwrap();
+    }
+    guest.send(packet(Op::Response, 1024, request.src_port));
+    let mut all = Vec::new();
+    while all.len() < 12 {
+        let (header, data) = guest.receive();
+        assert_eq!(header.op, Some(Op::Data));
+        all.extend(data);
+    }
+    assert_eq!(all, b"one two end.");
+    drop(client);
+    guest.expect(Op::Shutdown);
+}
+
 #[test]
 fn refusals_reach_both_sides() {
     let mut guest = Guest::new(4);

@@ -52,15 +52,18 @@ impl<'a> Pieces<'a> {
         self.slices.iter().map(iovec).collect()
     }
 
-    /// Fills the pieces from `socket`; returns how many bytes there were, 0 at the end of the stream.
-    pub(super) fn receive(&self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    /// Fills the pieces from `socket`; returns how many bytes there were, 0 at the end of the stream, and
+    /// whether fewer than there is room for mean that no more are there.
+    pub(super) fn receive(&self, socket: BorrowedFd<'_>) -> io::Result<(usize, bool)> {
         let mut iovecs = self.iovecs();
         let mut message = message(&mut iovecs);
         // SAFETY: the header names `iovecs`, which outlive the call and describe guest RAM, mapped for
         // the life of the process; the guest may see it change at any time.
         let got =
             unsafe { libc::recvmsg(socket.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-        usize::try_from(got).map_err(|_| io::Error::last_os_error())
+        let got = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        // A read also ends behind bytes that descriptors came with, which we do not take.
+        Ok((got, message.msg_flags & libc::MSG_CTRUNC == 0))
     }
 
     /// Sends the pieces to `socket`; returns how many bytes it took.

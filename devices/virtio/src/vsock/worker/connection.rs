@@ -19,6 +19,8 @@ pub(super) struct Connection {
     pub(super) backlog: Backlog,
     /// The socket has, or may have, something to read: bytes, or its end.
     pub(super) readable: bool,
+    /// Epoll has told of the end of what it has to read: no other event will.
+    pub(super) ended: bool,
     /// The socket has taken everything so far.
     pub(super) writable: bool,
     shut_to_host: bool,
@@ -43,6 +45,7 @@ impl Connection {
             socket: None,
             backlog: Backlog::default(),
             readable: true,
+            ended: false,
             writable: true,
             shut_to_host: false,
             shut_to_guest: false,
@@ -58,6 +61,7 @@ impl Connection {
     pub(super) fn event(&mut self, events: EventSet) {
         let gone = EventSet::HANG_UP | EventSet::ERROR;
         self.readable |= events.intersects(EventSet::IN | EventSet::READ_HANG_UP | gone);
+        self.ended |= events.intersects(EventSet::READ_HANG_UP | gone);
         self.writable |= events.intersects(EventSet::OUT | gone);
         if events.intersects(gone) {
             // Both ways are shut: what is left to read is read, and nothing will be taken.

@@ -134,8 +134,8 @@ impl Connection {
             session.send(ram, &self.header(guest_cid, Op::CreditUpdate, 0, 0), 0)?;
             return Ok(Turn::Done);
         }
-        let got = match pieces.receive(socket.as_fd()) {
-            Ok(0) => {
+        let (got, tells) = match pieces.receive(socket.as_fd()) {
+            Ok((0, _)) => {
                 self.readable = false;
                 self.stream.host_sends_no_more();
                 return Ok(Turn::Done);
@@ -147,6 +147,10 @@ impl Connection {
                 return Ok(Turn::Done);
             }
         };
+        if tells && got < asked && !self.ended {
+            // All there was: what comes later is another event.
+            self.readable = false;
+        }
         let mut left = got;
         for share in shares {
             let here = share.min(left);
