@@ -27,6 +27,8 @@ const FEW: u64 = 4;
 pub(super) struct Forgets {
     pub(super) timer: Arc<Timer>,
     lazy: bool,
+    /// The period is over, and what came in it is not served to its end yet.
+    over: bool,
     last: Option<Instant>,
     /// Chains of the queue when the period began.
     before: u64,
@@ -37,44 +39,45 @@ impl Forgets {
         Self {
             timer,
             lazy: false,
+            over: false,
             last: None,
             before: 0,
         }
     }
 
-    /// Call it when all that a kick told of is served. `true` if there is more to be served at once.
-    pub(super) fn kicked(
-        &mut self,
-        queue: &mut VirtQueue,
-        ram: &RamView,
-    ) -> Result<bool, QueueFault> {
-        if !self.lazy {
-            let now = Instant::now();
-            let last = self.last.replace(now);
-            if last.is_none_or(|last| now.saturating_duration_since(last) >= QUICK) {
-                return Ok(false);
-            }
-            if !self.begin_period(queue) {
-                return Ok(false);
-            }
-        }
-        queue.postpone_kicks(ram, queue.size() / 2)
+    /// Call it when the timer is an event, before the queue is served.
+    pub(super) fn expired(&mut self) {
+        self.timer.take();
+        self.over = true;
     }
 
-    /// Call it when the timer has expired and all that was there is served; the driver kicks again for
-    /// each. `true` as for [`Self::kicked`].
-    pub(super) fn expired(
+    /// Call it when nothing is left in the queue and the driver kicks again for each. `true` if there is more to
+    /// be served at once.
+    pub(super) fn served(
         &mut self,
         queue: &mut VirtQueue,
         ram: &RamView,
     ) -> Result<bool, QueueFault> {
-        let came = queue.counters().taken().wrapping_sub(self.before);
-        self.lazy = false;
-        self.last = None;
-        if came < FEW || !self.begin_period(queue) {
-            return Ok(false);
+        let goes_on = if std::mem::take(&mut self.over) {
+            self.lazy = false;
+            self.last = None;
+            let came = queue.counters().taken().wrapping_sub(self.before);
+            came >= FEW && self.begin_period(queue)
+        } else {
+            self.lazy || (self.quick() && self.begin_period(queue))
+        };
+        if goes_on {
+            queue.postpone_kicks(ram, queue.size() / 2)
+        } else {
+            Ok(false)
         }
-        queue.postpone_kicks(ram, queue.size() / 2)
+    }
+
+    /// Whether the last kick was a short while ago.
+    fn quick(&mut self) -> bool {
+        let now = Instant::now();
+        let last = self.last.replace(now);
+        last.is_some_and(|last| now.saturating_duration_since(last) < QUICK)
     }
 
     fn begin_period(&mut self, queue: &VirtQueue) -> bool {
@@ -162,11 +165,12 @@ mod tests {
         }
 
         fn kicked(&mut self) {
-            assert!(!self.forgets.kicked(&mut self.queue, &self.ram).unwrap());
+            assert!(!self.forgets.served(&mut self.queue, &self.ram).unwrap());
         }
 
         fn expired(&mut self) {
-            assert!(!self.forgets.expired(&mut self.queue, &self.ram).unwrap());
+            self.forgets.expired();
+            self.kicked();
         }
     }
 
@@ -186,6 +190,22 @@ mod tests {
         assert_eq!(bench.until_kick(), 8);
         bench.serve(1);
         bench.expired();
+        assert_eq!(bench.until_kick(), 1);
+    }
+
+    /// More came than a thread serves at once, so the queue was served to its end for another event than the
+    /// timer's: the period ended nevertheless, and the driver is not left waiting for a timer that is not set.
+    #[test]
+    fn a_period_ends_when_its_forgets_are_served_later() {
+        let mut bench = Bench::new(features::EVENT_IDX);
+        bench.serve(1);
+        bench.forgets.last = Some(Instant::now());
+        bench.kicked();
+        assert_eq!(bench.until_kick(), 8);
+        bench.serve(2);
+        bench.forgets.expired();
+        bench.serve(1);
+        bench.kicked();
         assert_eq!(bench.until_kick(), 1);
     }
 

@@ -106,17 +106,13 @@ impl Worker {
     }
 
     /// If that is the queue of FORGETs, decides when it is looked at next.
-    fn look_later(&mut self, at: usize, expired: bool) -> Result<bool, QueueFault> {
+    fn look_later(&mut self, at: usize) -> Result<bool, QueueFault> {
         let queue = self.queues.get_mut(at).filter(|q| q.index == FORGETS);
         let (Some(forgets), Some(queue)) = (&mut self.forgets, queue) else {
             return Ok(false);
         };
         let view = self.ram.memory();
-        if expired {
-            forgets.expired(&mut queue.queue, &view)
-        } else {
-            forgets.kicked(&mut queue.queue, &view)
-        }
+        forgets.served(&mut queue.queue, &view)
     }
 }
 
@@ -127,8 +123,8 @@ impl MutEventSubscriber for Worker {
             return;
         }
         let expired = events.data() == TIMER;
-        if expired && let Some(forgets) = &self.forgets {
-            forgets.timer.take();
+        if expired && let Some(forgets) = &mut self.forgets {
+            forgets.expired();
         }
         let at = match usize::try_from(events.data()) {
             Ok(at) if !expired => Some(at),
@@ -141,7 +137,7 @@ impl MutEventSubscriber for Worker {
             if more {
                 return Ok(true);
             }
-            self.look_later(at, expired)
+            self.look_later(at)
         });
         let Some(queue) = self.queues.get(at) else {
             return;
