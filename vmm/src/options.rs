@@ -1,4 +1,6 @@
-//! `VALUE,key=value,flag` arguments of the command line.
+//! `VALUE,key=value,flag` arguments of the command line. A comma within a value is written twice, as for QEMU.
+
+use std::borrow::Cow;
 
 use thiserror::Error;
 
@@ -6,8 +8,51 @@ use thiserror::Error;
 #[derive(Debug)]
 pub(crate) struct Options<'a> {
     argument: &'a str,
-    pub(crate) value: &'a str,
-    rest: Vec<(&'a str, Option<&'a str>)>,
+    pub(crate) value: Cow<'a, str>,
+    rest: Vec<(Cow<'a, str>, Option<Cow<'a, str>>)>,
+}
+
+/// The parts between single commas; of two commas one is left.
+fn parts(argument: &str) -> Vec<Cow<'_, str>> {
+    let mut all = Vec::new();
+    let mut rest = argument;
+    let mut from = 0_usize;
+    while let Some(comma) = rest.get(from..).and_then(|text| text.find(',')) {
+        let at = from.saturating_add(comma);
+        let (before, behind) = rest.split_at(at);
+        let behind = behind.strip_prefix(',').unwrap_or_default();
+        if behind.starts_with(',') {
+            from = at.saturating_add(2);
+            continue;
+        }
+        all.push(before);
+        rest = behind;
+        from = 0;
+    }
+    all.push(rest);
+    let single = |part: &'_ str| -> Cow<'_, str> { part.replace(",,", ",").into() };
+    all.into_iter()
+        .map(|part| {
+            if part.contains(',') {
+                single(part)
+            } else {
+                part.into()
+            }
+        })
+        .collect()
+}
+
+fn key_and_value(part: Cow<'_, str>) -> (Cow<'_, str>, Option<Cow<'_, str>>) {
+    match part {
+        Cow::Borrowed(text) => match text.split_once('=') {
+            Some((key, value)) => (key.into(), Some(value.into())),
+            None => (text.into(), None),
+        },
+        Cow::Owned(text) => match text.split_once('=') {
+            Some((key, value)) => (key.to_owned().into(), Some(value.to_owned().into())),
+            None => (text.into(), None),
+        },
+    }
 }
 
 /// An argument cannot be read.
@@ -57,14 +102,9 @@ pub enum OptionsError {
 
 impl<'a> Options<'a> {
     pub(crate) fn new(argument: &'a str) -> Self {
-        let mut parts = argument.split(',');
+        let mut parts = parts(argument).into_iter();
         let value = parts.next().unwrap_or_default();
-        let rest = parts
-            .map(|part| match part.split_once('=') {
-                Some((key, value)) => (key, Some(value)),
-                None => (part, None),
-            })
-            .collect();
+        let rest = parts.map(key_and_value).collect();
         Self {
             argument,
             value,
@@ -75,7 +115,7 @@ impl<'a> Options<'a> {
     /// The first part will not do.
     pub(crate) fn bad_first(&self, why: &str) -> OptionsError {
         OptionsError::First {
-            value: self.value.to_owned(),
+            value: self.value.clone().into_owned(),
             argument: self.argument.to_owned(),
             why: why.to_owned(),
         }
@@ -93,11 +133,7 @@ impl<'a> Options<'a> {
     pub(crate) fn keys(argument: &'a str) -> Self {
         let mut options = Self::new(argument);
         let first = std::mem::take(&mut options.value);
-        let first = match first.split_once('=') {
-            Some((key, value)) => (key, Some(value)),
-            None => (first, None),
-        };
-        options.rest.insert(0, first);
+        options.rest.insert(0, key_and_value(first));
         options
     }
 
@@ -118,15 +154,15 @@ impl<'a> Options<'a> {
         mut f: impl FnMut(&str, Option<&str>) -> Result<bool, String>,
     ) -> Result<(), OptionsError> {
         for (key, value) in &self.rest {
-            let known_here = f(key, *value).map_err(|why| OptionsError::Value {
-                key: (*key).to_owned(),
-                value: value.unwrap_or_default().to_owned(),
+            let known_here = f(key, value.as_deref()).map_err(|why| OptionsError::Value {
+                key: key.clone().into_owned(),
+                value: value.clone().unwrap_or_default().into_owned(),
                 argument: self.argument.to_owned(),
                 why,
             })?;
             if !known_here {
                 return Err(OptionsError::Unknown {
-                    key: (*key).to_owned(),
+                    key: key.clone().into_owned(),
                     argument: self.argument.to_owned(),
                     known,
                 });
@@ -153,5 +189,32 @@ pub(crate) fn switch(value: Option<&str>) -> Result<bool, String> {
         None | Some("on") => Ok(true),
         Some("off") => Ok(false),
         Some(_) => Err("write on or off".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(argument: &str) -> Vec<(String, Option<String>)> {
+        let mut all = Vec::new();
+        Options::keys(argument)
+            .each("", |key, value| {
+                all.push((key.to_owned(), value.map(str::to_owned)));
+                Ok(true)
+            })
+            .unwrap();
+        all
+    }
+
+    #[test]
+    fn a_comma_written_twice_belongs_to_the_value() {
+        let pair = |key: &str, value: &str| (key.to_owned(), Some(value.to_owned()));
+        let ro = ("ro".to_owned(), None);
+        assert_eq!(read("path=a,ro"), [pair("path", "a"), ro.clone()]);
+        assert_eq!(read("path=a,,b,ro"), [pair("path", "a,b"), ro.clone()]);
+        assert_eq!(read("path=,,,ro"), [pair("path", ","), ro.clone()]);
+        assert_eq!(read("ro,path=a,,,,=b,,"), [ro, pair("path", "a,,=b,")]);
+        assert_eq!(Options::new("a,,b,c=d").value, "a,b");
     }
 }

@@ -1,7 +1,8 @@
 //! The machine of a pod: the VMM's arguments.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::fd::RawFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use testudo_agent_protocol::READY_PORT;
@@ -90,9 +91,20 @@ pub(crate) fn arguments(
     args
 }
 
+/// A path among options. Its commas are written twice.
 fn with(before: &str, path: &Path, after: &str) -> OsString {
     let mut word = OsString::from(before);
-    word.push(path);
+    for (n, piece) in path
+        .as_os_str()
+        .as_bytes()
+        .split(|b| *b == b',')
+        .enumerate()
+    {
+        if n > 0 {
+            word.push(",,");
+        }
+        word.push(OsStr::from_bytes(piece));
+    }
     word.push(after);
     word
 }
@@ -105,4 +117,21 @@ fn cmdline(pod: &Pod) -> String {
         line.push_str(more);
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commas_of_a_path_are_written_twice() {
+        let all = [
+            ("a", "p=a,ro"),
+            ("a,b,,c", "p=a,,b,,,,c,ro"),
+            (",", "p=,,,ro"),
+        ];
+        for (path, word) in all {
+            assert_eq!(with("p=", Path::new(path), ",ro"), *word);
+        }
+    }
 }

@@ -252,12 +252,11 @@ fn mounts(args: &RunArgs, at: &Directories) -> anyhow::Result<Vec<MountPlan>> {
     Ok(all)
 }
 
-/// Commas separate the VMM's options.
+/// The VMM's options are text.
 fn plain(path: &std::path::Path) -> anyhow::Result<()> {
-    let plain = path.to_str().is_some_and(|text| !text.contains(','));
     ensure!(
-        plain,
-        "{}: a path with a comma cannot be given to the VMM; use a link to it in another folder",
+        path.to_str().is_some(),
+        "{}: a path that is not UTF-8 cannot be given to the VMM; rename it",
         path.display()
     );
     Ok(())

@@ -52,7 +52,7 @@ impl BalloonConfig {
     /// Reads `on`, `off`, or `[on,]size=BYTES,deflate-on-oom=on|off,stats=SECONDS,reporting=on|off`.
     pub(crate) fn from_flag(argument: &str) -> Result<Self, OptionsError> {
         let plain = Options::new(argument);
-        let (enabled, options) = match plain.value {
+        let (enabled, options) = match &*plain.value.clone() {
             "on" => (true, plain),
             "off" => (false, plain),
             keys if keys.contains('=') => (true, Options::keys(argument)),

@@ -36,7 +36,7 @@ impl RngConfig {
     /// Reads `on`, `off` or `on,source=FILE,rate=BYTES_PER_SECOND`.
     pub(crate) fn from_flag(argument: &str) -> Result<Self, OptionsError> {
         let options = Options::new(argument);
-        let enabled = match options.value {
+        let enabled = match &*options.value {
             "on" => true,
             "off" => false,
             _ => return Err(options.bad_first("write on or off")),

@@ -50,7 +50,7 @@ impl WatchdogConfig {
     /// Reads `on`, `off` or `on,action=reset|exit|pause|notify`.
     pub(crate) fn from_flag(argument: &str) -> Result<Self, OptionsError> {
         let options = Options::new(argument);
-        let enabled = match options.value {
+        let enabled = match &*options.value {
             "on" => true,
             "off" => false,
             _ => return Err(options.bad_first("write on or off")),
