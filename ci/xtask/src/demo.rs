@@ -84,6 +84,11 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
 }
 
+/// The demo's image, an OCI layout, for whoever needs a small one.
+pub fn image(cache: &Cache) -> Result<PathBuf> {
+    image::build(cache)
+}
+
 /// Where time went.
 struct Phases {
     list: Vec<(&'static str, f64)>,

@@ -2,6 +2,7 @@
 
 mod boot;
 mod devices;
+mod run;
 
 use std::fs;
 use std::io;
@@ -33,6 +34,8 @@ enum What {
     Boot(boot::Args),
     /// Disks, network, vsock, shared folders and memory, for testudo-vmm and for QEMU.
     Devices(devices::Args),
+    /// `testudo run`: from exec to the first output, exec, memory.
+    Run(run::Args),
 }
 
 /// The chore.
@@ -40,6 +43,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     match &args.what {
         What::Boot(args) => boot::run(args),
         What::Devices(args) => devices::run(args),
+        What::Run(args) => run::run(args),
     }
 }
 
