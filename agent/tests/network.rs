@@ -70,6 +70,9 @@ fn an_interface_its_routes_and_neighbours() {
         })
         .unwrap();
     assert_eq!(agent.call(&ListRoutesRequest {}).unwrap().routes, routes);
+    // It is asked for its hardware address at once, and so hears of the guest.
+    let asked = agent.ip(&["neigh", "show", "10.1.2.1", "nud", "all"]);
+    assert!(asked.contains("10.1.2.1 dev eth0"), "{asked}");
     let neighbours = vec![Neighbour {
         address: "10.1.2.9".into(),
         mac: "52:54:00:00:00:09".into(),

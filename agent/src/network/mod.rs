@@ -306,7 +306,31 @@ impl Network {
                 )
             })?;
         }
+        for route in wanted.iter().filter(|route| !route.gateway.is_empty()) {
+            if let Err(e) = self.resolve(&route.gateway, &route.device) {
+                log::debug!("{} is not asked for its address: {e}", route.gateway);
+            }
+        }
         Ok(())
+    }
+
+    /// Has the kernel ask a gateway for its hardware address now. That also tells the other end who the guest is: a
+    /// switch, or a user-mode stack, learns it from the first frame, and what it sends before goes to everybody, which
+    /// TCP does not take for its own. A guest that only listens would never be reached.
+    fn resolve(&self, gateway: &str, device: &str) -> Result<(), Failure> {
+        /// NTF_USE
+        const USE: u8 = 0x01;
+        let address = address::read(gateway)?;
+        let link = self.link(|link| link.name == device, device)?;
+        // ndmsg: family, padding, index, state, flags, type
+        let mut fixed = vec![address::family(address), 0, 0, 0];
+        fixed.extend_from_slice(&link.index.to_ne_bytes());
+        fixed.extend_from_slice(&[0, 0, USE, 0]);
+        let message =
+            Message::new(NEW_NEIGHBOUR, CREATE, &fixed).with(1, &address::to_bytes(address));
+        self.socket
+            .change(message)
+            .during(|| format!("ask for neighbour {gateway}"))
     }
 
     fn route_message(&self, route: &Route) -> Result<Message, Failure> {

@@ -152,7 +152,8 @@ fn vhost(ctx: &Ctx) -> Verdict {
 }
 
 /// In the guest; `-1` would end after a client that only looks whether it is there.
-const IPERF: &str = "iperf3 -s > /dev/null &\nsleep 0.3\n";
+const IPERF: &str =
+    "iperf3 -s > /dev/null &\nuntil ss -Hltn | grep -q ':5201 '; do sleep 0.05; done\n";
 
 /// Mbit/s that both ways must exceed: it is what a network is for. A lab that has its machine to itself
 /// does a hundred times that.
@@ -263,7 +264,7 @@ fn queue_pairs(ctx: &Ctx, subnet: u8, options: &str, counted: bool) -> Verdict {
     let script = format!(
         "fact pairs $(ethtool -l eth0 | sed -n 's/^Combined:[^0-9]*//p' | tr '\\n' '-')\n\
          for cpu in 0 1; do taskset -c $cpu iperf3 -s -p 520$((cpu + 1)) > /dev/null & done\n\
-         sleep 0.3\n{WAIT}\
+         for port in 5201 5202; do until ss -Hltn | grep -q \":$port \"; do sleep 0.05; done; done\n{WAIT}\
          ethtool -L eth0 combined 1\necho ONE\nread -r _\n\
          ethtool -L eth0 combined 2\necho TWO\nread -r _\n"
     );

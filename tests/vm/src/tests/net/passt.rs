@@ -56,8 +56,10 @@ fn gateway(uplink: &Tap) -> String {
 
 fn script(uplink: &Tap, then: &str) -> String {
     let gateway = gateway(uplink);
+    // passt knows the guest from its first frame on; what it sends before goes to everybody, which TCP does not
+    // take for its own.
     uplink.script(&format!(
-        "ip route add default via {gateway}\n{ECHO}\
+        "ip route add default via {gateway}\nping -c 1 -W 5 {gateway} > /dev/null || true\n{ECHO}\
          until ss -Hltn | grep -q ':7 '; do sleep 0.05; done\n{then}"
     ))
 }
