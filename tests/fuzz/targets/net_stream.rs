@@ -4,19 +4,17 @@
 //! Input: a byte of choices, a byte that says how the stream is cut, and the stream.
 #![no_main]
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use testudo_bus::{
-    Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
-};
-use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
+use testudo_bus::Access;
+use testudo_fuzz::Host;
+use testudo_memory::{RamHandle, RamView};
 use testudo_pci::PciFunction;
 use virtio_devices::{IoThread, Limits, Net, NetPort, PortSettings, VirtioPci, Wire, Wiring};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const QUEUE: u16 = 256;
 const DESC: u64 = 0x1000;
@@ -39,57 +37,6 @@ const WRITE: u16 = 2;
 /// One for all runs: starting it is what costs.
 static IO: LazyLock<IoThread> =
     LazyLock::new(|| IoThread::spawn("net", || Ok(())).expect("a thread"));
-
-struct Nothing(EventFd);
-
-impl Nothing {
-    fn new() -> Self {
-        Self(EventFd::new(EFD_NONBLOCK).expect("an eventfd"))
-    }
-}
-
-impl MsiVector for Nothing {
-    fn enable(&self, _message: MsiMessage) -> Result<(), IrqError> {
-        Ok(())
-    }
-    fn disable(&self) {}
-    fn eventfd(&self) -> &EventFd {
-        &self.0
-    }
-}
-
-impl Doorbell for Nothing {}
-
-impl WindowGuard for Nothing {}
-
-struct Host;
-
-impl GuestWindows for Host {
-    fn show(
-        &self,
-        _gpa: u64,
-        _window: &Arc<HostWindow>,
-        _readonly: bool,
-    ) -> io::Result<Box<dyn WindowGuard>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Msi for Host {
-    fn vector(&self) -> Result<Box<dyn MsiVector>, IrqError> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Doorbells for Host {
-    fn bind(
-        &self,
-        _address: DoorbellAddress,
-        _event: &Arc<EventFd>,
-    ) -> io::Result<Box<dyn Doorbell>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
 
 /// Both queues, with every descriptor of the first one a buffer of its own.
 fn set_up(function: &mut VirtioPci, ram: &RamView, features: u32, size: u32) {

@@ -10,14 +10,12 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use testudo_bus::{
-    Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
-};
-use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
+use testudo_bus::Access;
+use testudo_fuzz::Host;
+use testudo_memory::{RamHandle, RamView};
 use testudo_pci::PciFunction;
 use virtio_devices::{Console, IoThread, PortHandle, VirtioPci, Wiring};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RAM: usize = 64 << 10;
 const RAM_START: u64 = 0x1000;
@@ -34,57 +32,6 @@ const EVENT_IDX: u32 = 1 << 29;
 /// One for all runs: starting it is what costs.
 static IO: LazyLock<IoThread> =
     LazyLock::new(|| IoThread::spawn("console", || Ok(())).expect("a thread"));
-
-struct Nothing(EventFd);
-
-impl Nothing {
-    fn new() -> Self {
-        Self(EventFd::new(EFD_NONBLOCK).expect("an eventfd"))
-    }
-}
-
-impl MsiVector for Nothing {
-    fn enable(&self, _message: MsiMessage) -> Result<(), IrqError> {
-        Ok(())
-    }
-    fn disable(&self) {}
-    fn eventfd(&self) -> &EventFd {
-        &self.0
-    }
-}
-
-impl Doorbell for Nothing {}
-
-impl WindowGuard for Nothing {}
-
-struct Host;
-
-impl GuestWindows for Host {
-    fn show(
-        &self,
-        _gpa: u64,
-        _window: &Arc<HostWindow>,
-        _readonly: bool,
-    ) -> io::Result<Box<dyn WindowGuard>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Msi for Host {
-    fn vector(&self) -> Result<Box<dyn MsiVector>, IrqError> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Doorbells for Host {
-    fn bind(
-        &self,
-        _address: DoorbellAddress,
-        _event: &Arc<EventFd>,
-    ) -> io::Result<Box<dyn Doorbell>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
 
 /// The host's end of a port: it takes all, a little, nothing, or fails.
 #[derive(Clone, Default)]

@@ -6,20 +6,17 @@
 #![no_main]
 
 use std::fs;
-use std::io;
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use libfuzzer_sys::fuzz_target;
-use testudo_bus::{
-    Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
-};
-use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
+use testudo_bus::Access;
+use testudo_fuzz::Host;
+use testudo_memory::{HostWindow, RamHandle, RamView};
 use testudo_pci::PciFunction;
 use virtio_devices::{Caching, Export, Fs, FsOptions, IoThread, VirtioPci, Wiring};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RAM: usize = 256 << 10;
 const QUEUE: u16 = 1;
@@ -31,52 +28,6 @@ const SIZE: u16 = 16;
 const MESSAGES: usize = 40;
 const INIT: u32 = 26;
 const DESTROY: u32 = 38;
-
-struct Nothing(EventFd);
-
-impl Nothing {
-    fn new() -> Self {
-        Self(EventFd::new(EFD_NONBLOCK).expect("an eventfd"))
-    }
-}
-
-impl MsiVector for Nothing {
-    fn enable(&self, _message: MsiMessage) -> Result<(), IrqError> {
-        Ok(())
-    }
-    fn disable(&self) {}
-    fn eventfd(&self) -> &EventFd {
-        &self.0
-    }
-}
-
-impl Doorbell for Nothing {}
-impl WindowGuard for Nothing {}
-
-struct Host;
-
-impl GuestWindows for Host {
-    fn show(
-        &self,
-        _gpa: u64,
-        _window: &Arc<HostWindow>,
-        _readonly: bool,
-    ) -> io::Result<Box<dyn WindowGuard>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Msi for Host {
-    fn vector(&self) -> Result<Box<dyn MsiVector>, IrqError> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Doorbells for Host {
-    fn bind(&self, _at: DoorbellAddress, _event: &Arc<EventFd>) -> io::Result<Box<dyn Doorbell>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
 
 /// A device with its driver's half.
 struct Machine {

@@ -6,22 +6,19 @@
 //! from its beginning at 4 KiB on.
 #![no_main]
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
 use std::sync::{Arc, LazyLock};
 
 use libfuzzer_sys::fuzz_target;
-use testudo_bus::{
-    Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
-};
-use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
+use testudo_bus::Access;
+use testudo_fuzz::Host;
+use testudo_memory::{RamHandle, RamView};
 use testudo_pci::PciFunction;
 use virtio_devices::{
     IoThread, Limits, Net, NetPort, PortSettings, RateLimit, VirtioPci, Way, Wire, Wiring,
 };
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RAM: usize = 64 << 10;
 const RAM_START: u64 = 0x1000;
@@ -38,57 +35,6 @@ const EVENT_IDX: u32 = 1 << 29;
 /// One for all runs: starting it is what costs.
 static IO: LazyLock<IoThread> =
     LazyLock::new(|| IoThread::spawn("net", || Ok(())).expect("a thread"));
-
-struct Nothing(EventFd);
-
-impl Nothing {
-    fn new() -> Self {
-        Self(EventFd::new(EFD_NONBLOCK).expect("an eventfd"))
-    }
-}
-
-impl MsiVector for Nothing {
-    fn enable(&self, _message: MsiMessage) -> Result<(), IrqError> {
-        Ok(())
-    }
-    fn disable(&self) {}
-    fn eventfd(&self) -> &EventFd {
-        &self.0
-    }
-}
-
-impl Doorbell for Nothing {}
-
-impl WindowGuard for Nothing {}
-
-struct Host;
-
-impl GuestWindows for Host {
-    fn show(
-        &self,
-        _gpa: u64,
-        _window: &Arc<HostWindow>,
-        _readonly: bool,
-    ) -> io::Result<Box<dyn WindowGuard>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Msi for Host {
-    fn vector(&self) -> Result<Box<dyn MsiVector>, IrqError> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Doorbells for Host {
-    fn bind(
-        &self,
-        _address: DoorbellAddress,
-        _event: &Arc<EventFd>,
-    ) -> io::Result<Box<dyn Doorbell>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
 
 /// A port with two queue pairs, and the other ends of its wires.
 fn port(how: u8) -> (NetPort, Vec<UnixDatagram>) {

@@ -5,21 +5,18 @@
 //! guest RAM from its beginning at 4 KiB on.
 #![no_main]
 
-use std::io;
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
-use testudo_bus::{
-    Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
-};
-use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
+use testudo_bus::Access;
+use testudo_fuzz::Host;
+use testudo_memory::{RamHandle, RamView};
 use testudo_pci::PciFunction;
 use virtio_devices::{
     ActivateError, Activated, ActiveQueue, QueueFault, Queues, SavedState, Shape, VirtioModel,
     VirtioPci, Wiring,
 };
 use vm_memory::{Bytes, GuestAddress, GuestAddressSpace};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RAM: usize = 64 << 10;
 const RAM_START: u64 = 0x1000;
@@ -28,57 +25,6 @@ const STEP: usize = 16;
 const CHAINS: usize = 64;
 const FEATURE_INDIRECT: u32 = 1 << 28;
 const FEATURE_EVENT_IDX: u32 = 1 << 29;
-
-struct Nothing(EventFd);
-
-impl Nothing {
-    fn new() -> Self {
-        Self(EventFd::new(EFD_NONBLOCK).expect("an eventfd"))
-    }
-}
-
-impl MsiVector for Nothing {
-    fn enable(&self, _message: MsiMessage) -> Result<(), IrqError> {
-        Ok(())
-    }
-    fn disable(&self) {}
-    fn eventfd(&self) -> &EventFd {
-        &self.0
-    }
-}
-
-impl Doorbell for Nothing {}
-
-struct Host;
-
-impl WindowGuard for Nothing {}
-
-impl GuestWindows for Host {
-    fn show(
-        &self,
-        _gpa: u64,
-        _window: &Arc<HostWindow>,
-        _readonly: bool,
-    ) -> io::Result<Box<dyn WindowGuard>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Msi for Host {
-    fn vector(&self) -> Result<Box<dyn MsiVector>, IrqError> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Doorbells for Host {
-    fn bind(
-        &self,
-        _address: DoorbellAddress,
-        _event: &Arc<EventFd>,
-    ) -> io::Result<Box<dyn Doorbell>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
 
 /// Serves its queues once, when it starts.
 #[derive(Default)]

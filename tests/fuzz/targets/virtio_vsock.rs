@@ -10,14 +10,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use libfuzzer_sys::fuzz_target;
-use testudo_bus::{
-    Access, Doorbell, DoorbellAddress, Doorbells, IrqError, Msi, MsiMessage, MsiVector,
-};
-use testudo_memory::{GuestWindows, HostWindow, RamHandle, RamView, WindowGuard};
+use testudo_bus::Access;
+use testudo_fuzz::Host;
+use testudo_memory::{RamHandle, RamView};
 use testudo_pci::PciFunction;
 use virtio_devices::{IoThread, VirtioPci, Vsock, VsockBackend, VsockHost, Wiring};
 use vm_memory::{Bytes, GuestAddress};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 const RAM: usize = 1 << 20;
 const CID: u32 = 3;
@@ -27,56 +25,6 @@ const MOST: usize = 64;
 const RINGS: u64 = 0x1_0000;
 const PACKETS: u64 = 0x4_0000;
 const BUFFERS: u64 = 0x8_0000;
-
-struct Nothing(EventFd);
-
-impl Nothing {
-    fn new() -> Self {
-        Self(EventFd::new(EFD_NONBLOCK).expect("an eventfd"))
-    }
-}
-
-impl MsiVector for Nothing {
-    fn enable(&self, _message: MsiMessage) -> Result<(), IrqError> {
-        Ok(())
-    }
-    fn disable(&self) {}
-    fn eventfd(&self) -> &EventFd {
-        &self.0
-    }
-}
-
-impl Doorbell for Nothing {}
-impl WindowGuard for Nothing {}
-
-struct Host;
-
-impl GuestWindows for Host {
-    fn show(
-        &self,
-        _gpa: u64,
-        _window: &Arc<HostWindow>,
-        _readonly: bool,
-    ) -> io::Result<Box<dyn WindowGuard>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Msi for Host {
-    fn vector(&self) -> Result<Box<dyn MsiVector>, IrqError> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
-
-impl Doorbells for Host {
-    fn bind(
-        &self,
-        _address: DoorbellAddress,
-        _event: &Arc<EventFd>,
-    ) -> io::Result<Box<dyn Doorbell>> {
-        Ok(Box::new(Nothing::new()))
-    }
-}
 
 /// One back end for all inputs: a reset ends what an input has left.
 fn backend() -> &'static (VsockBackend, IoThread) {
@@ -122,17 +70,36 @@ fn offer(ram: &RamView, queue: u64, heads: u16) {
         let at = avail + 4 + u64::from(head) * 2;
         ram.write_obj(head, GuestAddress(at)).expect("it fits");
     }
-    ram.write_obj(heads, GuestAddress(avail + 2)).expect("it fits");
+    ram.write_obj(heads, GuestAddress(avail + 2))
+        .expect("it fits");
 }
 
 fn packet(step: &[u8; PACKET]) -> (Vec<u8>, u32) {
-    let [op, flags, guest, host, len0, len1, there0, there1, cid, kind, alloc @ ..] = *step;
-    let mut bytes = u64::from(if cid & 15 == 15 { 9 } else { CID }).to_le_bytes().to_vec();
+    let [
+        op,
+        flags,
+        guest,
+        host,
+        len0,
+        len1,
+        there0,
+        there1,
+        cid,
+        kind,
+        alloc @ ..,
+    ] = *step;
+    let mut bytes = u64::from(if cid & 15 == 15 { 9 } else { CID })
+        .to_le_bytes()
+        .to_vec();
     bytes.extend(u64::from(if cid & 0xf0 == 0xf0 { 9u32 } else { 2 }).to_le_bytes());
     bytes.extend(u32::from(guest & 3).to_le_bytes());
     bytes.extend(if host & 7 == 7 { 81u32 } else { 80 }.to_le_bytes());
     let len = u32::from(u16::from_le_bytes([len0, len1]));
-    let len = if kind & 0x40 != 0 { u32::MAX - len } else { len };
+    let len = if kind & 0x40 != 0 {
+        u32::MAX - len
+    } else {
+        len
+    };
     bytes.extend(len.to_le_bytes());
     bytes.extend(u16::from(if kind & 7 == 7 { 2u8 } else { 1 }).to_le_bytes());
     bytes.extend(u16::from(op & 15).to_le_bytes());
