@@ -9,10 +9,11 @@ mod limits;
 mod stats;
 
 use std::fs;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::Pid;
 use testudo_agent_protocol::Resources;
 
@@ -169,23 +170,32 @@ impl Group {
             .during(|| format!("write {value} to {}", path.display()))
     }
 
-    /// Waits for a line of `cgroup.events`. The kernel tells of changes by poll(2), but the caller is a job
-    /// and may as well look again.
+    /// Waits for a line of `cgroup.events`, of whose changes the kernel tells by poll(2).
     fn until(&self, line: &str, what: impl FnOnce() -> String) -> Result<(), Failure> {
-        let begun = Instant::now();
-        let path = self.path.join("cgroup.events");
-        let mut pause = Duration::from_micros(200);
-        loop {
-            let events = fs::read_to_string(&path).unwrap_or_default();
-            if events.lines().any(|have| have == line) {
-                return Ok(());
+        let deadline = Instant::now() + PATIENCE;
+        let events = self.path.join("cgroup.events");
+        let wait = || -> io::Result<()> {
+            let mut file = fs::File::open(&events)?;
+            loop {
+                let mut text = String::new();
+                file.rewind()?;
+                // Fails when the group is gone, which poll would tell of for ever.
+                file.read_to_string(&mut text)?;
+                if text.lines().any(|have| have == line) {
+                    return Ok(());
+                }
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(ErrorKind::TimedOut.into());
+                }
+                let left = Timespec::try_from(left).map_err(io::Error::other)?;
+                match poll(&mut [PollFd::new(&file, PollFlags::PRI)], Some(&left)) {
+                    Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                    Err(e) => return Err(e.into()),
+                }
             }
-            if begun.elapsed() > PATIENCE {
-                return Err(io::Error::from(ErrorKind::TimedOut)).during(what);
-            }
-            std::thread::sleep(pause);
-            pause = (pause * 2).min(Duration::from_millis(20));
-        }
+        };
+        wait().during(what)
     }
 }
 

@@ -7,54 +7,9 @@ use rustix::thread::{
     configure_capability_in_ambient_set, remove_capability_from_bounding_set, set_capabilities,
     set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
-use testudo_agent_protocol::{Capabilities, Process};
+use testudo_agent_protocol::{CAPABILITIES, Capabilities, Process};
 
 use crate::failure::{During, Failure};
-
-/// Capabilities by number, capabilities(7).
-const NAMES: &[&str] = &[
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 /// All five sets, as bits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -85,7 +40,7 @@ fn set_of(names: &[String]) -> Result<CapabilitySet, Failure> {
     names.iter().try_fold(CapabilitySet::empty(), |set, name| {
         let number = name
             .strip_prefix("CAP_")
-            .and_then(|name| NAMES.iter().position(|known| *known == name))
+            .and_then(|name| CAPABILITIES.iter().position(|known| *known == name))
             .ok_or_else(|| Failure::invalid(format!("there is no capability {name}")))?;
         Ok(set | CapabilitySet::from_bits_retain(1 << number))
     })

@@ -8,12 +8,14 @@
 //! The messages are in `proto/`; their Rust is in `src/generated`, made by this crate's test. Frames are
 //! ttrpc's, so that any client of it can talk to an agent.
 
+mod capability;
 mod client;
 mod frame;
 mod generated;
 mod stream;
 
 pub use calls::{Call, SERVICE};
+pub use capability::CAPABILITIES;
 pub use client::{CallError, Client, connect_through};
 pub use frame::{
     Frame, FrameError, FrameReader, HEADER, Kind, MAX_PAYLOAD, code, refusal, request, response,

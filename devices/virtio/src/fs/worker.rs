@@ -18,15 +18,13 @@ use crate::timer::Timer;
 
 /// The queue that is called hiprio: FORGETs come by it.
 const FORGETS: u16 = 0;
-/// What an event of the timer is told by; a place of a queue is less.
+/// What events of timers are told by, that of FORGETs and that of mapped files; a place of a queue is less.
 const TIMER: u32 = u32::MAX;
+const LOOK: u32 = u32::MAX - 1;
 /// Requests served per kick before the thread looks at its other queues.
 const BUDGET: u32 = 256;
 /// The driver is told of answers after this long even if there are more requests.
 const PATIENCE: Duration = Duration::from_micros(100);
-
-/// Data of the timer's event; queues have their numbers.
-const LOOK: u32 = u32::MAX - 1;
 
 pub(super) struct Worker {
     server: Arc<Server>,
@@ -161,9 +159,8 @@ impl MutEventSubscriber for Worker {
             self.device.needs_reset(&e);
             return;
         }
-        // One of the workers, the one that has the first queue, watches mapped files.
-        let first = self.queues.iter().any(|queue| queue.index == 0);
-        if let (true, Some(timer)) = (first, &self.server.look)
+        // One of the workers watches mapped files.
+        if let (Some(_), Some(timer)) = (&self.forgets, &self.server.look)
             && let Err(e) = ops.add(Events::with_data(timer, LOOK, EventSet::IN))
         {
             self.device.needs_reset(&e);

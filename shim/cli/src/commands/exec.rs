@@ -4,8 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
 use anyhow::{Context as _, ensure};
@@ -267,8 +266,27 @@ struct Output {
 
 #[derive(Default)]
 struct Progress {
-    bytes: std::sync::atomic::AtomicU64,
-    ended: AtomicBool,
+    /// Bytes passed on, and whether there will be no more.
+    seen: Mutex<(u64, bool)>,
+    changed: Condvar,
+}
+
+impl Progress {
+    fn note(&self, more: usize, ended: bool) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.0 = seen
+            .0
+            .saturating_add(u64::try_from(more).unwrap_or_default());
+        seen.1 |= ended;
+        self.changed.notify_all();
+    }
+
+    fn wait_for(&self, wanted: u64) {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let _seen = self
+            .changed
+            .wait_while(seen, |(bytes, ended)| *bytes < wanted && !*ended);
+    }
 }
 
 impl Output {
@@ -279,7 +297,7 @@ impl Output {
             .name("output".into())
             .spawn(move || {
                 pass_output(from, to, &seen);
-                seen.ended.store(true, Ordering::Release);
+                seen.note(0, true);
             })?;
         Ok(Self {
             thread,
@@ -302,8 +320,7 @@ fn pass_output(mut from: UnixStream, mut to: impl Write, seen: &Progress) {
         if to.write_all(bytes).and_then(|()| to.flush()).is_err() {
             return;
         }
-        seen.bytes
-            .fetch_add(u64::try_from(length).unwrap_or_default(), Ordering::AcqRel);
+        seen.note(length, false);
     }
 }
 
@@ -311,12 +328,7 @@ impl Outputs {
     /// Until all that the process wrote has been passed on.
     fn finish(self, wanted: [u64; 2]) {
         for (output, wanted) in self.threads.into_iter().zip(wanted) {
-            let progress = &output.progress;
-            while progress.bytes.load(Ordering::Acquire) < wanted
-                && !progress.ended.load(Ordering::Acquire)
-            {
-                thread::sleep(std::time::Duration::from_millis(1));
-            }
+            output.progress.wait_for(wanted);
             let _ = output.socket.shutdown(Shutdown::Both);
             let _ = output.thread.join();
         }

@@ -2,54 +2,10 @@
 
 use std::collections::BTreeSet;
 
+use testudo_agent_protocol::CAPABILITIES;
 use thiserror::Error;
 
 use crate::pod::SeccompPlan;
-
-/// Every capability Linux has (capabilities(7)), in the order of their numbers.
-const ALL: [&str; 41] = [
-    "CHOWN",
-    "DAC_OVERRIDE",
-    "DAC_READ_SEARCH",
-    "FOWNER",
-    "FSETID",
-    "KILL",
-    "SETGID",
-    "SETUID",
-    "SETPCAP",
-    "LINUX_IMMUTABLE",
-    "NET_BIND_SERVICE",
-    "NET_BROADCAST",
-    "NET_ADMIN",
-    "NET_RAW",
-    "IPC_LOCK",
-    "IPC_OWNER",
-    "SYS_MODULE",
-    "SYS_RAWIO",
-    "SYS_CHROOT",
-    "SYS_PTRACE",
-    "SYS_PACCT",
-    "SYS_ADMIN",
-    "SYS_BOOT",
-    "SYS_NICE",
-    "SYS_RESOURCE",
-    "SYS_TIME",
-    "SYS_TTY_CONFIG",
-    "MKNOD",
-    "LEASE",
-    "AUDIT_WRITE",
-    "AUDIT_CONTROL",
-    "SETFCAP",
-    "MAC_OVERRIDE",
-    "MAC_ADMIN",
-    "SYSLOG",
-    "WAKE_ALARM",
-    "BLOCK_SUSPEND",
-    "AUDIT_READ",
-    "PERFMON",
-    "BPF",
-    "CHECKPOINT_RESTORE",
-];
 
 /// What a container has that does not ask.
 const DEFAULT: [&str; 14] = [
@@ -77,7 +33,8 @@ pub struct UnknownCapability(String);
 fn named(word: &str) -> Result<&'static str, UnknownCapability> {
     let upper = word.to_ascii_uppercase();
     let name = upper.strip_prefix("CAP_").unwrap_or(&upper);
-    ALL.iter()
+    CAPABILITIES
+        .iter()
         .find(|known| **known == name)
         .copied()
         .ok_or_else(|| UnknownCapability(word.to_owned()))
@@ -96,7 +53,7 @@ pub fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<String>, Unkn
     };
     let (added, dropped) = (each(add)?, each(drop)?);
     let base: BTreeSet<&str> = match (all(add), all(drop)) {
-        (true, _) => ALL.into(),
+        (true, _) => CAPABILITIES.into(),
         (false, true) => BTreeSet::new(),
         (false, false) => DEFAULT.into(),
     };
@@ -104,7 +61,7 @@ pub fn capabilities(add: &[String], drop: &[String]) -> Result<Vec<String>, Unkn
         let asked = base.contains(**name) && !dropped.contains(**name);
         asked || (added.contains(**name) && !dropped.contains(**name))
     };
-    Ok(ALL
+    Ok(CAPABILITIES
         .iter()
         .filter(kept)
         .map(|name| format!("CAP_{name}"))

@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Mutex;
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::{Happening, Shared, lock};
@@ -93,13 +93,14 @@ impl Vmm {
 
     /// Whether it has ended, or does so in a moment: what it held is told to be closed before it is.
     pub(crate) fn has_ended_soon(&mut self) -> bool {
-        for _ in 0..50 {
-            if self.has_ended() {
-                return true;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(2));
+        const SOON: Timespec = Timespec {
+            tv_sec: 0,
+            tv_nsec: 100_000_000,
+        };
+        if let Ok(process) = pidfd_open(Pid::from_child(&self.child), PidfdFlags::empty()) {
+            let _ = poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&SOON));
         }
-        false
+        self.has_ended()
     }
 
     /// Waits for its end.
